@@ -1,0 +1,233 @@
+"""The command line: `diffinv sample | simulate | inspect | report`.
+
+Heavy libraries are imported by the commands, after parsing. Exit codes: 0 all done, 2 usage or configuration, 3 stopped early,
+4 some objects quarantined, 74 disk, 130 and 143 interrupted. Invariant: an error that a user can mend is one line a problem
+on stderr, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffinv import __version__
+
+if TYPE_CHECKING:
+    from diffinv.config import Loaded, Override, SampleConfig
+    from diffinv.data.layouts import InputOptions
+    from diffinv.engine.reconstruct import Method
+    from diffinv.priors.store import Prior
+
+DONE, USAGE, STOPPED, QUARANTINED, DISK, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 74, 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = _parser().parse_args(argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _guarded(args)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _guarded(args: argparse.Namespace) -> int:
+    from diffinv.core.checks import DiffinvError
+
+    try:
+        return args.run(args)
+    except DiffinvError as error:
+        for line in str(error).splitlines():
+            print(f"diffinv: {line}", file=sys.stderr)
+        return USAGE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"diffinv: {place}{error.strerror or error}; no partial product was left.", file=sys.stderr)
+        return DISK
+    except (KeyboardInterrupt, _Terminated) as stop:
+        print("diffinv: interrupted; finished products are kept, the same command does the rest.", file=sys.stderr)
+        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="diffinv", description="Posterior samples of images from measured data.")
+    parser.add_argument("--version", action="version", version=f"diffinv {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_sample(commands)
+    _add_inspect(commands)
+    simulate = commands.add_parser("simulate", help="mock observations with truth")
+    simulate.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML with a section `simulate`")
+    simulate.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _add_set(simulate)
+    simulate.set_defaults(run=_simulate)
+    report = commands.add_parser("report", help="make report.html again from the products of a run")
+    report.add_argument("directory", type=Path, metavar="DIR", help="the --out of `diffinv sample`")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _add_sample(commands: argparse._SubParsersAction) -> None:
+    sample = commands.add_parser("sample", help="posterior products for a FITS file, a directory or a catalogue")
+    sample.add_argument("input", type=Path, metavar="INPUT", help="FITS file, directory of FITS files, or .csv catalogue")
+    sample.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _add_configuration(sample)
+    sample.add_argument("--samples", metavar="N", help="posterior draws an object (sampler.samples)")
+    sample.add_argument("--seed", metavar="S", help="of the run (sampler.seed)")
+    sample.add_argument("--new-run", action="store_true", help="go on in DIR although its configuration was another")
+    sample.add_argument("--dry-run", action="store_true", help="check everything, list the objects, sample nothing")
+    sample.set_defaults(run=_sample)
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    inspect = commands.add_parser("inspect", help="what would be read from a file, and what sampling it would cost")
+    inspect.add_argument("file", type=Path, metavar="FILE")
+    _add_configuration(inspect)
+    inspect.set_defaults(run=_inspect)
+
+
+def _add_configuration(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, metavar="FILE", help="YAML configuration")
+    command.add_argument("--prior", metavar="NAME|FILE", help="shipped name or .safetensors file (prior.name)")
+    command.add_argument("--device", metavar="auto|cpu|cuda")
+    command.add_argument("--dtype", metavar="float32|bfloat16", help="arithmetic of the network")
+    _add_set(command)
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    help_text = "override a key, for example --set input.noise_std=0.1; may be repeated"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_text)
+
+
+def _overrides(args: argparse.Namespace) -> list[Override]:
+    """`--set` in order, then the options that are short for a key."""
+    from diffinv.config import Override, parse_set
+
+    short = {"prior": "prior.name", "samples": "sampler.samples", "seed": "sampler.seed", "device": "device", "dtype": "dtype"}
+    given = {name: value for name, value in vars(args).items() if name in short and value is not None}
+    return [*map(parse_set, args.set), *(Override(f"--{name}", short[name], value) for name, value in given.items())]
+
+
+def _load_sample_config(args: argparse.Namespace) -> Loaded[SampleConfig]:
+    from diffinv.config import SampleConfig, load
+
+    return load(SampleConfig, args.config, _overrides(args))
+
+
+def _options(config: SampleConfig) -> InputOptions:
+    from diffinv.data.layouts import InputOptions
+
+    given = {name: getattr(config.input, name) for name in type(config.input).model_fields}
+    noise = given.pop("noise_std")
+    return InputOptions(**given, noise_std=noise[0] if noise is not None and len(noise) == 1 else noise)
+
+
+def _method(loaded: Loaded[SampleConfig], prior: Prior) -> Method:
+    from diffinv.engine.methods import Choice, build_method
+
+    sampler, guidance = loaded.config.sampler, loaded.config.sampler.guidance
+    choice = Choice(sampler.name, sampler.steps, guidance.name, guidance.iterations, guidance.tol)
+    return build_method(choice, prior.card, where=loaded.where)
+
+
+def _prior(config: SampleConfig) -> Prior:
+    import torch
+
+    from diffinv.core.checks import ConfigError
+    from diffinv.priors.store import load_prior
+
+    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {device} asked for, but this machine has no CUDA device; use --device cpu.")
+    return load_prior(config.prior.name, device=device, dtype=getattr(torch, config.dtype))
+
+
+def _sample(args: argparse.Namespace) -> int:
+    loaded = _load_sample_config(args)
+    from diffinv.data.catalog import find_objects
+    from diffinv.engine.run import Plan, Run, prepare
+
+    entries = find_objects(args.input)
+    prepare(args.out)
+    config, prior = loaded.config, _prior(loaded.config)
+    plan = Plan(
+        options=_options(config),
+        method=_method(loaded, prior),
+        draws=config.sampler.samples,
+        seed=config.sampler.seed,
+        target_fwhm=config.output.target_psf,
+        margin=config.output.margin,
+        save_samples=config.output.samples,
+        max_batch=config.sampler.max_batch,
+        identity=config.identity(),
+    )
+    run = Run(args.out, prior, plan, new_run=args.new_run)
+    if args.dry_run:
+        for entry in entries:
+            print(f"{entry.object_id}\t{entry.path}\t{run.state(entry)}")
+        return DONE
+    return _finish(args, run.sample(entries))
+
+
+def _finish(args: argparse.Namespace, outcome) -> int:
+    from diffinv.report.html import write_report
+
+    for path in outcome.products:
+        print(path)
+    if outcome.products or outcome.quarantined:
+        print(write_report(args.out))
+    print(f"diffinv: {outcome.summary()}", file=sys.stderr)
+    if outcome.stopped:
+        return STOPPED
+    if outcome.quarantined:
+        return USAGE if args.input.is_file() and args.input.suffix.lower() != ".csv" else QUARANTINED
+    return DONE
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    loaded = _load_sample_config(args)
+    from diffinv.engine.inspect import describe
+
+    config, prior = loaded.config, _prior(loaded.config)
+    method = _method(loaded, prior)
+    print(
+        describe(
+            args.file, _options(config), prior, method, config.sampler.samples, config.sampler.max_batch, config.output.margin
+        )
+    )
+    return DONE
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from diffinv.config import SimulateConfig, load
+
+    loaded = load(SimulateConfig, args.config, _overrides(args))
+    from diffinv.engine.mocks import Mocks
+
+    section = loaded.config.simulate
+    mocks = Mocks(**{name: getattr(section, name) for name in type(section).model_fields})
+    for path in mocks.write(args.out):
+        print(path)
+    return DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    from diffinv.report.html import write_report
+
+    print(write_report(args.directory))
+    return DONE

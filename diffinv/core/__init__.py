@@ -1,0 +1,1 @@
+"""Layer 0: batches, random streams, linear algebra, checks and the registry; imports nothing above it."""

@@ -1,0 +1,40 @@
+"""Maps a function of an index range over processes.
+
+Invariant: the results are in order and do not depend on the number of processes, if the function is one of its range.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Items = TypeVar("Items", bound=Sequence)
+
+_CHUNKS_PER_WORKER = 16  # enough to balance uneven chunks, few enough to send the function cheaply
+
+
+def in_chunks(task: Callable[[int, int], Items], count: int, workers: int) -> list[tuple[int, Items]]:
+    """(start, task(start, stop)) for consecutive chunks of 0 .. count.
+
+    Arguments:
+        task: a picklable function of (start, stop).
+        count: number of items in all.
+        workers: number of forked processes; 1 runs in this one.
+
+    Returns:
+        One pair per chunk, in order; none for count = 0.
+
+    Raises:
+        ValueError: if `count` is negative or `workers` is not positive.
+    """
+    if count < 0 or workers < 1:
+        raise ValueError(f"in_chunks: count is {count} and workers {workers}; give count >= 0 and workers >= 1.")
+    chunks = min(count, _CHUNKS_PER_WORKER * workers)
+    edges = [count * i // chunks for i in range(chunks + 1)] if chunks else []
+    starts, stops = edges[:-1], edges[1:]
+    if workers == 1:
+        return [(start, task(start, stop)) for start, stop in zip(starts, stops)]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        return list(zip(starts, pool.map(task, starts, stops)))

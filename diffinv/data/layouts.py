@@ -1,0 +1,290 @@
+"""How FITS files are laid out: from HDUs to raw bands, one function a layout, nothing judged yet.
+
+* observation file, HST, JWST: `SCI` with `VAR` or `ERR`, optional `DQ`, `PSF`, `NOISECOR`, matched by EXTVER;
+* LSST, HSC: `IMAGE`, `MASK`, `VARIANCE`; mask planes are the bits named by MP_* cards;
+* anything else: the first image with two or three axes, (y, x) or (band, y, x).
+`SCI` planes may be cubes too. What the file does not say comes from `InputOptions`, and what neither says stays None.
+
+DQ: every non-zero value is bad (`InputOptions.dq_bits` selects bits); JWST flags good pixels too, so that there bit 0
+(DO_NOT_USE) decides. Mask planes: BAD, SAT, NO_DATA, EDGE, CR and UNMASKEDNAN are bad; DETECTED, INTRP, SUSPECT and the like are
+not (`InputOptions.mask_planes` replaces the list).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from diffinv.core.checks import InputError
+from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Value, read_fits
+
+BAD_PLANES = ("BAD", "SAT", "NO_DATA", "EDGE", "CR", "UNMASKEDNAN")
+_SATURATION_BITS = {"HST": 256 | 2048, "JWST": 2}
+_FLAGS = ("DQ", "MASK")
+_NO_FILTER = ("", "CLEAR", "CLEAR1L", "CLEAR2L", "CLEAR1S", "CLEAR2S", "N/A")
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What a configuration says about input files. None: the file itself must say it (or, for the noise, the sky).
+
+    psf, variance: FITS files with one plane a band. noise_std: σ of a pixel, one number or one a band, in the image's unit.
+    psf_oversample, psf_kind, psf_norm: override OVERSAMP, PSFKIND, PSFNORM. bands: names, in order of the planes.
+    unit: BUNIT. pixel_scale: arcsec. zeropoint: magnitude of one unit. dq_bits: bits of DQ that mean bad. mask_planes: names
+    of mask planes that mean bad. hdu: which HDU holds the image, by number or name. max_pixels: limit on what is read.
+    """
+
+    psf: Path | None = None
+    psf_oversample: float | None = None
+    psf_kind: str | None = None
+    psf_norm: float | None = None
+    variance: Path | None = None
+    noise_std: float | tuple[float, ...] | None = None
+    bands: tuple[str, ...] | None = None
+    unit: str | None = None
+    pixel_scale: float | None = None
+    zeropoint: float | None = None
+    dq_bits: int | None = None
+    mask_planes: tuple[str, ...] | None = None
+    hdu: int | str | None = None
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True, eq=False)
+class RawBand:
+    """One band as the file holds it, unchecked.
+
+    name: or None. image: (H, W). header: cards that describe it. variance: (H, W), unit², or None. bad: (H, W) bool or None.
+    saturated: (H, W) bool or None. psf: the stamp and its cards, or None. correlation: of the noise, (2K + 1, 2L + 1), or None.
+    """
+
+    name: str | None
+    image: np.ndarray
+    header: Cards
+    variance: np.ndarray | None = None
+    bad: np.ndarray | None = None
+    saturated: np.ndarray | None = None
+    psf: np.ndarray | None = None
+    psf_header: Cards = field(default_factory=dict)
+    correlation: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_bands(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
+    """Every band (or exposure) of a file, with names, PSFs and variances from the options filled in.
+
+    Raises: InputError if there is no image, or the parts do not fit together.
+    """
+    names = {p.name for p in file.planes if p.data is not None}
+    if options.hdu is not None:
+        bands = _plain(file, _chosen(file, options.hdu))
+    elif {"IMAGE", "VARIANCE"} <= names:
+        bands = _lsst(file, options)
+    elif "SCI" in names:
+        bands = _sci(file, options)
+    else:
+        bands = _plain(file, _first_image(file))
+    bands = _with_psfs(_with_noise(bands, options), options)
+    return _with_names(bands, options)
+
+
+def _sci(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
+    sci = file.named("SCI")
+    bands: list[RawBand] = []
+    parts = {name: _matched(file, sci, name) for name in ("VAR", "ERR", "DQ", "PSF", "NOISECOR")}
+    for number, plane in enumerate(sci):
+        own = {name: planes[number] for name, planes in parts.items()}
+        header = {**file.primary, **plane.header}
+        images = _images(plane)
+        variance = _alike(own["VAR"], plane) if own["VAR"] else [_square(e) for e in _alike(own["ERR"], plane)]
+        bits, notes = _dq_bits(header, options)
+        flags = [f.astype(np.int64) for f in _alike(own["DQ"], plane)]
+        full = _SATURATION_BITS.get(str(header.get("TELESCOP", "")).strip().upper(), 0)
+        stamps = _images(own["PSF"]) if own["PSF"] else []
+        correlation = _images(own["NOISECOR"])[0] if own["NOISECOR"] else None
+        if stamps and len(stamps) != len(images):
+            raise InputError(
+                f"PSF,{plane.extver} has {len(stamps)} stamps but SCI,{plane.extver} {len(images)} bands; give one a band."
+            )
+        for k, image in enumerate(images):
+            bands.append(
+                RawBand(
+                    _header_band(header, k, len(images)),
+                    image,
+                    header,
+                    variance=variance[k] if variance else None,
+                    bad=(flags[k] & bits) != 0 if flags else None,
+                    saturated=(flags[k] & full) != 0 if flags else None,
+                    psf=stamps[k] if stamps else None,
+                    psf_header=own["PSF"].header if own["PSF"] else {},
+                    correlation=correlation,
+                    notes=notes if flags else (),
+                )
+            )
+    return tuple(bands)
+
+
+def _lsst(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
+    image = file.named("IMAGE")[0]
+    header = {**file.primary, **image.header}
+    bad = saturated = None
+    notes: tuple[str, ...] = ()
+    if masks := file.named("MASK"):
+        flags = _alike(masks[0], image)[0].astype(np.int64)
+        planes = {k[3:]: int(v) for k, v in {**file.primary, **masks[0].header}.items() if k.startswith("MP_")}
+        if not planes:
+            raise InputError("MASK has no MP_* cards that name its bits; say which planes are bad with another file, or use DQ.")
+        if unknown := set(options.mask_planes or ()) - set(planes):
+            raise InputError(f"mask plane {sorted(unknown)[0]} is unknown; the file has {', '.join(sorted(planes))}.")
+        chosen = [p for p in (options.mask_planes or BAD_PLANES) if p in planes]
+        bad = (flags & sum(1 << planes[p] for p in chosen)) != 0
+        saturated = (flags & (1 << planes["SAT"])) != 0 if "SAT" in planes else None
+        notes = (f"bad mask planes: {', '.join(chosen)}",)
+    variance = _alike(file.named("VARIANCE")[0], image)[0]
+    psf = file.named("PSF")
+    stamp, cards = (_images(psf[0])[0], psf[0].header) if psf else (None, {})
+    name = _header_band(header, 0, 1)
+    return (RawBand(name, _images(image)[0], header, variance, bad, saturated, stamp, cards, None, notes),)
+
+
+def _plain(file: FitsFile, plane: Plane) -> tuple[RawBand, ...]:
+    images, header = _images(plane), {**file.primary, **plane.header}
+    return tuple(RawBand(_header_band(header, k, len(images)), image, header) for k, image in enumerate(images))
+
+
+def _first_image(file: FitsFile) -> Plane:
+    for plane in file.planes:
+        if plane.data is not None and plane.data.squeeze().ndim in (2, 3):
+            return plane
+    raise InputError("no image: no HDU has two or three axes; give a file with SCI, IMAGE or a plain image.")
+
+
+def _chosen(file: FitsFile, hdu: int | str) -> Plane:
+    """By number among the image HDUs, or by name."""
+    found = file.named(hdu.upper()) if isinstance(hdu, str) else [p for p in file.planes[hdu : hdu + 1] if p.data is not None]
+    if not found:
+        known = ", ".join(f"{k} {p.name}" for k, p in enumerate(file.planes) if p.data is not None)
+        raise InputError(f"input.hdu = {hdu}: no such image; the file has {known or 'none'}.")
+    return found[0]
+
+
+def _images(plane: Plane) -> list[np.ndarray]:
+    """The (y, x) images of a plane or a cube, in float64; flags stay integers."""
+    data = plane.data
+    while data.ndim > 2 and data.shape[0] == 1:
+        data = data[0]
+    if data.ndim not in (2, 3):
+        raise InputError(f"{plane.name},{plane.extver} has {data.ndim} axes {data.shape}; give (y, x) or (band, y, x).")
+    images = list(data) if data.ndim == 3 else [data]
+    return images if plane.name in _FLAGS else [image.astype(np.float64) for image in images]
+
+
+def _matched(file: FitsFile, sci: Sequence[Plane], name: str) -> list[Plane | None]:
+    """The planes called `name`, one an EXTVER of SCI, or all None."""
+    found = {p.extver: p for p in file.named(name)}
+    versions = [p.extver for p in sci]
+    if not found:
+        return [None] * len(sci)
+    if sorted(found) != sorted(versions):
+        raise InputError(f"{name} has EXTVER {sorted(found)} but SCI has {sorted(versions)}; give one a band.")
+    return [found[v] for v in versions]
+
+
+def _alike(plane: Plane | None, image: Plane) -> list[np.ndarray]:
+    """The images of `plane`, which must have the shape of `image`; none if there is no plane."""
+    if plane is None:
+        return []
+    if plane.data.squeeze().shape != image.data.squeeze().shape:
+        raise InputError(
+            f"{plane.name},{plane.extver} is {plane.data.shape} but {image.name} {image.data.shape}; give planes of one shape."
+        )
+    return _images(plane)
+
+
+def _square(error: np.ndarray) -> np.ndarray:
+    """ERR → VAR; a negative error is no error and stays negative."""
+    return np.where(error > 0, error**2, -np.abs(error))
+
+
+def _dq_bits(header: Cards, options: InputOptions) -> tuple[int, tuple[str, ...]]:
+    if options.dq_bits is not None:
+        return options.dq_bits, (f"bad DQ bits: {options.dq_bits}",)
+    if str(header.get("TELESCOP", "")).strip().upper() == "JWST":
+        return 1, ("bad DQ bits: 1 (JWST DO_NOT_USE)",)
+    return -1, ()
+
+
+def _header_band(header: Cards, number: int, count: int) -> str | None:
+    """BAND, BANDn of a cube, or a filter card."""
+    if count > 1:
+        value = header.get(f"BAND{number + 1}")
+        return str(value).strip() if value is not None else None
+    for key in ("BAND", "FILTER", "FILTER1", "FILTER2"):
+        value = str(header.get(key, "")).strip()
+        if value.upper() not in _NO_FILTER:
+            return value
+    return None
+
+
+def _with_names(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawBand, ...]:
+    if options.bands is None:
+        note = ("no band name in the file: bands are numbered from 1",)
+        return tuple(b if b.name else replace(b, name=str(k + 1), notes=b.notes + note) for k, b in enumerate(bands))
+    if len(options.bands) != len(bands):
+        raise InputError(
+            f"input.bands names {len(options.bands)} bands ({', '.join(options.bands)}) but the file has {len(bands)}."
+        )
+    for given, band in zip(options.bands, bands, strict=True):
+        if band.name and band.name != given:
+            raise InputError(f"band mismatch: the file says {band.name} but input.bands says {given}; correct one of them.")
+    return tuple(replace(b, name=n) for b, n in zip(bands, options.bands, strict=True))
+
+
+def _with_noise(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawBand, ...]:
+    if options.variance is not None and options.noise_std is not None:
+        raise InputError("both input.variance and input.noise_std are given; give one.")
+    if options.variance is not None:
+        planes = _file_images(options.variance, ("VAR", "VARIANCE"), options)
+        _check_count("variance planes", options.variance, len(planes), len(bands))
+        for plane, band in zip(planes, bands, strict=True):
+            if plane[0].shape != band.image.shape:
+                raise InputError(f"{options.variance}: the variance is {plane[0].shape} but the image {band.image.shape}.")
+        return tuple(replace(b, variance=v[0]) for b, v in zip(bands, planes, strict=True))
+    if options.noise_std is not None:
+        given = options.noise_std if isinstance(options.noise_std, tuple) else (options.noise_std,) * len(bands)
+        if len(given) != len(bands):
+            raise InputError(
+                f"input.noise_std has {len(given)} values but the file has {len(bands)} bands; give one, or one a band."
+            )
+        if not all(np.isfinite(s) and s > 0 for s in given):
+            raise InputError(f"input.noise_std must be finite and > 0, got {options.noise_std}.")
+        return tuple(replace(b, variance=np.full(b.image.shape, float(s) ** 2)) for b, s in zip(bands, given, strict=True))
+    return bands
+
+
+def _with_psfs(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawBand, ...]:
+    if options.psf is not None:
+        planes = _file_images(options.psf, ("PSF",), options)
+        _check_count("PSFs", options.psf, len(planes), len(bands))
+        bands = tuple(replace(b, psf=p, psf_header=h) for b, (p, h) in zip(bands, planes, strict=True))
+    said: dict[str, Value | None] = {"OVERSAMP": options.psf_oversample, "PSFKIND": options.psf_kind, "PSFNORM": options.psf_norm}
+    override = {k: v for k, v in said.items() if v is not None}
+    return tuple(replace(b, psf_header={**b.psf_header, **override}) for b in bands)
+
+
+def _file_images(path: Path, names: tuple[str, ...], options: InputOptions) -> list[tuple[np.ndarray, Cards]]:
+    """The images of the planes called one of `names` in a file of its own, else of its first image or cube."""
+    file = read_fits(path, max_pixels=options.max_pixels)
+    try:
+        planes = [p for name in names for p in file.named(name)] or [_first_image(file)]
+        return [(image, plane.header) for plane in planes for image in _images(plane)]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _check_count(what: str, path: Path, given: int, needed: int) -> None:
+    if given != needed:
+        raise InputError(f"{path}: {given} {what} for {needed} bands; give one a band, as EXTVER or as a cube.")

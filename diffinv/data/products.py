@@ -1,0 +1,328 @@
+"""Products: one FITS file an object, written whole or not at all, and read back as the same record.
+
+Extensions: SCI (posterior mean), ERR (standard deviation), DQ (bits of `Quality`), Q05 … Q95, INFO, SAMPLES, a RESID, a PSF_IN
+and a DATA an exposure, PSF_OUT, CATALOG. Images are cubes (band, y, x); each has its own WCS. Fluxes are in BUNIT per output
+pixel.
+A product is written under a temporary name in its own directory, synced, read back and compared, and renamed; the directory is
+synced last. Object names are percent-encoded, so that no name can lead out of the output directory.
+Invariant: a pixel whose mean or standard deviation is not finite has NODATA set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntFlag
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from diffinv.core.checks import DiffinvError, InputError
+from diffinv.data.fits import MAX_PIXELS, Cards, Plane, Table, Value, encode_fits, read_fits
+from diffinv.data.grids import SkyGrid
+
+LEVELS = (0.05, 0.16, 0.50, 0.84, 0.95)
+LONGEST_NAME = 100
+_PRIMARY = {
+    "DIVERS": ("version", "diffinv version"),
+    "CFGHASH": ("config_hash", "hash of the configuration"),
+    "PRIORID": ("prior", "name of the prior"),
+    "WSHA": ("weights_sha256", "SHA-256 of the weights"),
+    "SAMPLER": ("sampler", "sampler and guidance"),
+    "CALIBR": ("calibration", "calibrated | uncalibrated"),
+    "NSAMP": ("draws", "posterior draws"),
+    "NFE": ("network_calls", "network calls a draw"),
+    "SEED": ("seed", "of this object"),
+    "INSHA": ("input_sha256", "SHA-256 of the input"),
+    "CHI2": ("chi2", "reduced, of the posterior mean"),
+    "TPSFFWHM": ("target_fwhm", "arcsec, 0: none"),
+    "PRODKEY": ("key", "identifies object, input, run"),
+}
+
+
+class Quality(IntFlag):
+    """Bits of DQ."""
+
+    NODATA = 1
+    SATURATED = 2
+    EXTRAPOLATED = 4
+    PRIOR_DRIVEN = 8
+    CHI2_BAD = 16
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a product comes from; one primary card a field. chi2 may be NaN when there are no data (no card then)."""
+
+    version: str
+    config_hash: str
+    prior: str
+    weights_sha256: str
+    sampler: str
+    calibration: str
+    draws: int
+    network_calls: float
+    seed: int
+    input_sha256: str
+    chi2: float
+    target_fwhm: float
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class Exposure:
+    """What was measured in one band, and what the answer leaves of it.
+
+    band, instrument: names. residual: (h, w) whitened residual of the posterior mean, 0 where bad, on the native `grid`.
+    psf: (S, T) stamp as used. psf_scale: arcsec a stamp pixel. image: (h, w) the data, NaN where bad, in the unit
+    per native pixel; or None.
+    """
+
+    band: str
+    instrument: str
+    residual: np.ndarray
+    grid: SkyGrid
+    psf: np.ndarray
+    psf_scale: float
+    image: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """The answer for one object.
+
+    object_id: any text. bands: names of the planes. unit: BUNIT, per output pixel ("" if unknown). grid: of the planes.
+    mean, std: (C, H, W) in `unit`. quality: (C, H, W) bits. quantiles: level → (C, H, W); those that the draws cannot hold are
+    not written. information: (C, H, W) data-informativeness, or None. samples: (M, C, H, W), or None.
+    exposures: residuals and PSFs. target_psf: (S, S), on output pixels. catalog: column → rows. notes: for the history.
+    truth: (C, H, W) in `unit`, of a simulation, or None.
+    """
+
+    object_id: str
+    bands: tuple[str, ...]
+    unit: str
+    grid: SkyGrid
+    mean: np.ndarray
+    std: np.ndarray
+    quality: np.ndarray
+    provenance: Provenance
+    quantiles: Mapping[float, np.ndarray] = field(default_factory=dict)
+    information: np.ndarray | None = None
+    samples: np.ndarray | None = None
+    exposures: tuple[Exposure, ...] = ()
+    target_psf: np.ndarray | None = None
+    catalog: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    truth: np.ndarray | None = None
+
+
+def holds_quantile(level: float, draws: int) -> bool:
+    """Whether position (M + 1)p lies among M draws: 19 for 5 % and 95 %, 6 for 16 % and 84 %."""
+    return min(level, 1 - level) * (draws + 1) >= 1 - 1e-9
+
+
+def safe_id(object_id: str) -> str:
+    """A file name for any text: percent-encoded UTF-8 of [A-Za-z0-9_.-], no leading dot, long ones cut and closed with a hash.
+
+    Raises: DiffinvError if it is empty.
+    """
+    if not object_id:
+        raise DiffinvError("object_id is empty; give every object a name.")
+    encoded = _encode(object_id)
+    if len(encoded) <= LONGEST_NAME:
+        return encoded
+    digest = hashlib.sha256(object_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{encoded[: LONGEST_NAME - 17]}-{digest}"
+
+
+def _encode(text: str) -> str:
+    encoded = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
+    return f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded
+
+
+def product_path(out: str | Path, object_id: str, key: str) -> Path:
+    """`out/products/<hh>/<safe_id>-<key>.fits`, hh the first two digits of the key.
+
+    Raises: DiffinvError if the key is not hexadecimal, or a symbolic link leads out of `out`.
+    """
+    if len(key) < 2 or any(c not in "0123456789abcdef" for c in key):
+        raise DiffinvError(f"product key must be lower-case hexadecimal, got {key!r}.")
+    path = Path(out) / "products" / key[:2] / f"{safe_id(object_id)}-{key}.fits"
+    if not path.parent.resolve().is_relative_to(Path(out).resolve()):
+        raise DiffinvError(f"{path.parent}: a symbolic link leads out of {out}; remove it.")
+    return path
+
+
+def write_product(path: str | Path, product: Product) -> None:
+    """Write a product whole or not at all.
+
+    Raises: DiffinvError if its parts do not fit together, or the file read back differs; OSError if the disk refuses.
+    """
+    payload = encode_fits(_parts(product))
+
+    def verify(written: Path) -> None:
+        read_product(written, max_pixels=max(MAX_PIXELS, len(payload)))
+
+    write_atomically(path, payload, verify=verify)
+
+
+def write_atomically(path: str | Path, payload: bytes, *, verify: Callable[[Path], None] | None = None) -> None:
+    """Temporary name in the same directory → fsync → read back and compare → `os.replace` → fsync of the directory.
+
+    Arguments: verify: called with the temporary file; what it raises stops the write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{uuid.uuid4().hex}.part"
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if temporary.read_bytes() != payload:
+            raise DiffinvError(f"{path}: what was read back differs from what was written; the disk is not to be trusted.")
+        if verify is not None:
+            verify(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _parts(product: Product) -> list[Plane | Table]:
+    shape = (len(product.bands), *product.grid.shape)
+    cubes = {"mean": product.mean, "std": product.std, "quality": product.quality, "information": product.information}
+    cubes["truth"] = product.truth
+    for name, cube in {**cubes, **{f"quantile {p:g}": q for p, q in product.quantiles.items()}}.items():
+        if cube is not None and cube.shape != shape:
+            raise DiffinvError(f"product {product.object_id!r}: {name} is {cube.shape} but bands and grid say {shape}.")
+    if product.samples is not None and product.samples.shape != (product.provenance.draws, *shape):
+        expected = (product.provenance.draws, *shape)
+        raise DiffinvError(f"product {product.object_id!r}: samples are {product.samples.shape}, not {expected}.")
+    cards = {**product.grid.image_cards(("BAND",)), **_band_cards(product.bands)}
+    flux = {**cards, "BUNIT": product.unit} if product.unit else cards
+    parts: list[Plane | Table] = [_primary(product)]
+    parts += [Plane("SCI", _single(product.mean), flux), Plane("ERR", _single(product.std), flux)]
+    broken = ~(np.isfinite(product.mean) & np.isfinite(product.std))
+    quality = np.where(broken, product.quality | Quality.NODATA, product.quality).astype(np.int32)
+    parts.append(Plane("DQ", quality, {**cards, **{f"DQBIT{k}": bit.name for k, bit in enumerate(Quality)}}))
+    for level, cube in sorted(product.quantiles.items()):
+        if holds_quantile(level, product.provenance.draws):
+            parts.append(Plane(f"Q{round(100 * level):02d}", _single(cube), flux))
+    if product.information is not None:
+        parts.append(Plane("INFO", _single(product.information), cards))
+    if product.samples is not None:
+        draw_cards = {**product.grid.image_cards(("BAND", "DRAW")), **_band_cards(product.bands)}
+        draw_cards |= {"BUNIT": product.unit} if product.unit else {}
+        parts.append(Plane("SAMPLES", _single(product.samples), draw_cards, compress=True))
+    if product.truth is not None:
+        parts.append(Plane("TRUTH", _single(product.truth), flux))
+    parts += _exposure_parts(product)
+    if product.catalog:
+        parts.append(Table("CATALOG", product.catalog, {}))
+    return parts
+
+
+def _exposure_parts(product: Product) -> list[Plane]:
+    parts = []
+    for number, exposure in enumerate(product.exposures, start=1):
+        cards: dict[str, Value] = {"BAND": _ascii(exposure.band)}
+        cards |= {"INSTRUME": _ascii(exposure.instrument)} if exposure.instrument else {}
+        stamp = SkyGrid.linear(exposure.psf.shape, exposure.psf_scale)
+        parts.append(Plane("RESID", _single(exposure.residual), {**exposure.grid.image_cards(), **cards}, number))
+        parts.append(Plane("PSF_IN", _single(exposure.psf), {**stamp.image_cards(), **cards}, number))
+        if exposure.image is not None:
+            unit = {"BUNIT": product.unit} if product.unit else {}
+            parts.append(Plane("DATA", _single(exposure.image), {**exposure.grid.image_cards(), **cards, **unit}, number))
+    if product.target_psf is not None:
+        stamp = SkyGrid.linear(product.target_psf.shape, product.grid.pixel_scale)
+        parts.append(Plane("PSF_OUT", _single(product.target_psf), stamp.image_cards()))
+    return parts
+
+
+def _primary(product: Product) -> Plane:
+    cards: dict[str, Value] = {"OBJID": _encode(product.object_id)}
+    for card, (name, _) in _PRIMARY.items():
+        value = getattr(product.provenance, name)
+        if not (isinstance(value, float) and not np.isfinite(value)):
+            cards[card] = _ascii(value) if isinstance(value, str) else value
+    comments = {"OBJID": "percent-encoded", **{card: comment for card, (_, comment) in _PRIMARY.items()}}
+    dropped = [f"{p:g}" for p in sorted(product.quantiles) if not holds_quantile(p, product.provenance.draws)]
+    notes = product.notes
+    if dropped:
+        notes += (f"quantiles {', '.join(dropped)} not written: {product.provenance.draws} draws cannot hold them",)
+    return Plane("PRIMARY", None, cards, history=notes, comments=comments)
+
+
+def _band_cards(bands: tuple[str, ...]) -> dict[str, Value]:
+    cards: dict[str, Value] = {f"BAND{k}": _ascii(name) for k, name in enumerate(bands, start=1)}
+    return {"BAND": _ascii(bands[0]), **cards} if len(bands) == 1 else cards
+
+
+def _ascii(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def read_product(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Product:
+    """A product as it was written (arrays in float32).
+
+    Raises: InputError if the file is damaged, or is not a product.
+    """
+    file = read_fits(path, max_pixels=max_pixels)
+    planes = {(p.name, p.extver): p for p in file.planes}
+    if "OBJID" not in file.primary or any((name, 1) not in planes for name in ("SCI", "ERR", "DQ")):
+        raise InputError(f"{path}: not a diffinv product (OBJID, SCI, ERR or DQ is missing).")
+    sci = planes["SCI", 1]
+    levels = {p: planes[name, 1].data for p in LEVELS if (name := f"Q{round(100 * p):02d}", 1) in planes}
+    tables = [t for t in file.tables if t.name == "CATALOG"]
+    return Product(
+        object_id=unquote(str(file.primary["OBJID"]), errors="surrogatepass"),
+        bands=tuple(str(sci.header[f"BAND{k + 1}"]) for k in range(sci.data.shape[0])),
+        unit=str(sci.header.get("BUNIT", "")),
+        grid=_grid(sci),
+        mean=sci.data,
+        std=planes["ERR", 1].data,
+        quality=planes["DQ", 1].data,
+        provenance=_provenance(file.primary),
+        quantiles=levels,
+        information=planes["INFO", 1].data if ("INFO", 1) in planes else None,
+        samples=planes["SAMPLES", 1].data if ("SAMPLES", 1) in planes else None,
+        exposures=tuple(_exposure(p, planes["PSF_IN", p.extver], planes.get(("DATA", p.extver))) for p in file.named("RESID")),
+        target_psf=planes["PSF_OUT", 1].data if ("PSF_OUT", 1) in planes else None,
+        catalog=tables[0].columns if tables else {},
+        notes=file.planes[0].history,
+        truth=planes["TRUTH", 1].data if ("TRUTH", 1) in planes else None,
+    )
+
+
+def _provenance(cards: Cards) -> Provenance:
+    values = {name: cards.get(card) for card, (name, _) in _PRIMARY.items()}
+    chi2 = values["chi2"]
+    return Provenance(**{**values, "chi2": float("nan") if chi2 is None else float(chi2)})
+
+
+def _exposure(residual: Plane, psf: Plane, data: Plane | None) -> Exposure:
+    cards, scale = residual.header, float(psf.header["CDELT1"])
+    band, instrument = str(cards["BAND"]), str(cards.get("INSTRUME", ""))
+    image = None if data is None else data.data
+    return Exposure(band, instrument, residual.data, _grid(residual), psf.data, scale, image)
+
+
+def _grid(plane: Plane) -> SkyGrid:
+    return SkyGrid.from_header(plane.header, plane.data.shape[-2:])

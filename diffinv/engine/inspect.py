@@ -1,0 +1,119 @@
+"""What a file holds and what sampling it would cost, before anything is sampled.
+
+Time and memory are measured on one tile: the time of a forward and a backward pass, and the bytes that the forward pass
+keeps for the backward one. A draw makes at most `steps × (iterations + 2)` passes, forward or backward.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from diffinv.core.linalg import dot
+from diffinv.data.layouts import InputOptions
+from diffinv.data.observation import Band, read_observation
+from diffinv.engine.methods import describe_method
+from diffinv.engine.objects import Channel, build_channels
+from diffinv.engine.reconstruct import Method
+from diffinv.guidance.moment_matching import MomentMatching
+from diffinv.priors.store import Prior
+from diffinv.priors.tiled import tile_starts
+
+
+def describe(
+    path: Path, options: InputOptions, prior: Prior, method: Method, draws: int, max_batch: int, margin: int | None
+) -> str:
+    """What `diffinv sample` would do with a file, in lines of text.
+
+    Arguments: path, options: of the input. prior, method, draws, max_batch, margin: of the sampling.
+    Raises: InputError if the file cannot be used.
+    """
+    observation = read_observation(path, options)
+    channels = build_channels(observation, prior, margin=margin)
+    lines = [f"object     {observation.object_id}", f"file       {observation.path} (sha256 {observation.sha256[:16]}…)"]
+    lines += [line for band in observation.bands for line in _band_lines(band)]
+    lines += [line for channel in channels for line in _channel_lines(channel, prior)]
+    lines.append(
+        f"prior      {prior.card.name}: bands {', '.join(prior.card.bands)}, {prior.card.size}² at {prior.card.pixel_scale:g}″"
+    )
+    lines.append(f"sampling   {describe_method(method)}, {draws} draws a band")
+    return "\n".join([*lines, *_cost_lines(channels, prior, method, draws, max_batch)])
+
+
+def _band_lines(band: Band) -> list[str]:
+    scale, psf = band.grid.pixel_scale, band.psf
+    noise = float(torch.from_numpy(band.variance[band.good].astype(float)).sqrt().median())
+    source = "estimated from the sky" if band.noise_estimated else "from the file or configuration"
+    sky = "sky WCS" if band.grid.celestial else "no sky WCS"
+    lines = [
+        f"band       {band.name} {band.instrument}".rstrip()
+        + f": {_size(band.image.shape)} pixels of {scale:.4g}″ ({sky}), unit {band.unit or 'unknown'}",
+        f"  PSF      FWHM {psf.fwhm * scale:.3g}″, {psf.kind.value}, stamp {_size(psf.stamp.shape)}, "
+        f"oversampled {psf.oversample:g}×, encircled energy {psf.norm:.4g}",
+        f"  noise    median std {noise:.4g} a pixel, {source}{', correlated' if band.noise_correlation is not None else ''}",
+        f"  bad      {1 - band.good.mean():.2%} of the pixels",
+    ]
+    return lines + [f"  note     {note}" for note in band.notes]
+
+
+def _channel_lines(channel: Channel, prior: Prior) -> list[str]:
+    field = channel.field
+    tiles = _tiles(channel, prior.card.size)
+    return [
+        f"output     {'+'.join(channel.names)}: {_size(field.grid.shape)} pixels of {field.grid.pixel_scale:g}″, "
+        f"PSF {field.target_fwhm:g}″ FWHM",
+        f"  canvas   {_size(field.canvas.shape)} in {tiles} tile{'s' if tiles > 1 else ''}; flux scale about {field.scale:.4g}",
+    ]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} × {shape[1]}"
+
+
+def _cost_lines(channels: tuple[Channel, ...], prior: Prior, method: Method, draws: int, max_batch: int) -> list[str]:
+    seconds, kept = measure_pass(prior)
+    tiles = [_tiles(c, prior.card.size) for c in channels]
+    iterations = method.guidance.solver.iterations if isinstance(method.guidance, MomentMatching) else 1
+    passes = method.steps * (iterations + 2)
+    rows = min(max_batch, draws * len(channels))
+    weights = sum(p.numel() * p.element_size() for p in prior.parameters())
+    total = passes * (draws + 1) * sum(tiles) * seconds  # one more draw's worth finds the flux scale
+    device = next(prior.parameters()).device.type
+    memory = weights + rows * max(tiles) * kept
+    return [
+        f"time       at most {_duration(total)} on this {device} ({passes} network passes a draw and tile)",
+        f"memory     about {memory / 2**30:.2g} GiB at {rows} rows at once (sampler.max_batch)",
+    ]
+
+
+def _tiles(channel: Channel, size: int) -> int:
+    rows, columns = (len(tile_starts(n, size, size // 4)) for n in channel.field.canvas.shape)
+    return rows * columns
+
+
+def measure_pass(prior: Prior, *, rows: int = 4) -> tuple[float, int]:
+    """Seconds of one network pass a tile, and bytes that it keeps for the backward pass, both a row.
+
+    Arguments: rows: tiles in the measured batch.
+    """
+    device, card = next(prior.parameters()).device, prior.card
+    x = torch.zeros(rows, len(card.bands), card.size, card.size, device=device, requires_grad=True)
+    sigma = torch.full((rows,), card.sigma_data, dtype=torch.float64, device=device)
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        prior(x, sigma)
+    start = time.perf_counter()
+    output = prior(x, sigma)
+    torch.autograd.grad(dot(output, output).sum(), x)
+    return (time.perf_counter() - start) / (2 * rows), sum(kept.values()) // rows
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

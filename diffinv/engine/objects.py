@@ -1,0 +1,313 @@
+"""One object: from checked bands to a product.
+
+A grey prior answers band by band; bands of equal shapes travel in one batch. A prior with named bands answers all of them
+at once, and data in a band that it does not know are refused. Draws are smoothed to the target PSF when it is wider than
+that of the prior's images.
+Invariant: an object's draws depend on its name, its data, the prior, the method and the seed, not on its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffinv.core.batched import collate
+from diffinv.core.checks import InputError, ShapeError, UnsupportedError
+from diffinv.data.fits import read_fits
+from diffinv.data.forward import Field, build_field
+from diffinv.data.grids import SkyGrid
+from diffinv.data.observation import Band, SkyObservation
+from diffinv.data.products import LEVELS, Exposure, Product, Provenance, Quality, holds_quantile
+from diffinv.data.psf import gaussian_stamp
+from diffinv.engine.methods import describe_method
+from diffinv.engine.reconstruct import Method, Result, reconstruct
+from diffinv.operators.border import ZeroBorder
+from diffinv.operators.convolution import Convolution
+from diffinv.priors.store import Prior
+from diffinv.uncertainty.quantiles import quantile
+
+GREY = ("grey",)
+CHI2_SIGMAS = 5.0
+INFORMED = 0.5 * math.log(2)  # nats: the data have removed half of the prior's variance in a pixel
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """What one call of the prior answers: its bands, their exposures and the field."""
+
+    names: tuple[str, ...]
+    exposures: tuple[Band, ...]
+    field: Field
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Draws of one channel.
+
+    samples: (M, C, H, W) on the output grid. information: (C, H, W), ½ ln(prior variance / posterior variance), at the prior's
+    resolution, or None. residuals: of the mean, one (h, w) an exposure. chi2: a good datum. data: how many. calls: of the network
+    a draw.
+    """
+
+    samples: Tensor
+    information: Tensor | None
+    residuals: tuple[np.ndarray, ...]
+    chi2: float
+    data: int
+    calls: float
+
+
+def stable_hash(text: str) -> int:
+    """62 bits of the text's SHA-256, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 2
+
+
+def object_seed(seed: int, object_id: str) -> int:
+    """The seed of an object within a run: 62 bits of SeedSequence([seed, hash of its name])."""
+    state = np.random.SeedSequence([seed, stable_hash(object_id)]).generate_state(1, np.uint64)
+    return int(state[0]) >> 2
+
+
+def build_channels(observation: SkyObservation, prior: Prior, *, margin: int | None) -> tuple[Channel, ...]:
+    """The fields that the prior is asked about.
+
+    Arguments: margin: output pixels around the field, or None for `default_margin`.
+    Raises: InputError if a band is not one of the prior's, or grids do not fit.
+    """
+    exposures = observation.exposures()
+    if margin is None:
+        margin = default_margin(observation.bands, prior.card.pixel_scale, prior.card.size)
+    if prior.card.bands == GREY:
+        return tuple(Channel((name,), bands, _field(bands, prior, margin, None)) for name, bands in exposures.items())
+    unknown = [name for name in exposures if name not in prior.card.bands]
+    if unknown:
+        known = ", ".join(prior.card.bands)
+        raise InputError(f"band {unknown[0]}: the prior {prior.card.name} knows only {known}; name them with input.bands.")
+    mixing = np.array([[float(band.name == name) for name in prior.card.bands] for band in observation.bands])
+    return (Channel(prior.card.bands, observation.bands, _field(observation.bands, prior, margin, mixing)),)
+
+
+def _field(bands: Sequence[Band], prior: Prior, margin: int, mixing: np.ndarray | None) -> Field:
+    card = prior.card
+    return build_field(
+        bands,
+        pixel_scale=card.pixel_scale,
+        target_fwhm=card.target_fwhm,
+        margin=margin,
+        mixing=mixing,
+        smallest=card.size,
+    )
+
+
+def default_margin(bands: Sequence[Band], pixel_scale: float, size: int) -> int:
+    """0 where the field fits in the prior's, for one pass is then exact enough and far cheaper; else the widest PSF's FWHM."""
+    if all(round(n * band.grid.pixel_scale / pixel_scale) <= size for band in bands for n in band.grid.shape):
+        return 0
+    return max(math.ceil(band.psf.fwhm * band.grid.pixel_scale / pixel_scale) for band in bands)
+
+
+def answer_channels(
+    channels: Sequence[Channel],
+    prior: Prior,
+    method: Method,
+    *,
+    draws: int,
+    seed: int,
+    target_fwhm: float | None,
+    max_batch: int,
+    progress: Callable[[float], None] | None = None,
+) -> list[Answer]:
+    """Draws for every channel, channels of one signature together.
+
+    Arguments: seed: of the object. target_fwhm: arcsec, None for the prior's. progress: called with the fraction done.
+    Raises: UnsupportedError if the target is sharper than the prior's images.
+    """
+    answers: dict[int, Answer] = {}
+    for group in _groups(channels):
+        start = len(answers) / len(channels)
+        report = _scaled(progress, start, len(group) / len(channels))
+        result = reconstruct(
+            collate([channels[k].field.likelihood for k in group]),
+            prior,
+            draws=draws,
+            seed=seed,
+            method=method,
+            scale=torch.tensor([channels[k].field.scale for k in group]),
+            image_ids=[stable_hash("+".join(channels[k].names)) for k in group],
+            max_batch=max_batch,
+            device=next(prior.parameters()).device,
+            progress=report,
+        )
+        for row, k in enumerate(group):
+            answers[k] = _answer(channels[k], result, row, target_fwhm)
+    return [answers[k] for k in range(len(channels))]
+
+
+def _groups(channels: Sequence[Channel]) -> list[list[int]]:
+    """Channels that collate, together; the rest alone."""
+    signatures: dict[tuple, list[int]] = {}
+    for k, channel in enumerate(channels):
+        shapes = tuple(tuple(t.shape[1:]) for t in channel.field.likelihood.tensors())
+        signatures.setdefault(shapes, []).append(k)
+    groups: list[list[int]] = []
+    for group in signatures.values():
+        try:
+            collate([channels[k].field.likelihood for k in group])
+            groups.append(group)
+        except ShapeError:
+            groups += [[k] for k in group]
+    return groups
+
+
+def _scaled(progress: Callable[[float], None] | None, start: float, share: float) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(start + share * done / total)
+
+
+def _answer(channel: Channel, result: Result, row: int, target_fwhm: float | None) -> Answer:
+    field, samples = channel.field, result.samples[row]
+    residuals = field.likelihood.residuals(samples.mean(0, keepdim=True))
+    return Answer(
+        samples=field.inner(smooth_to(samples, field, target_fwhm)),
+        information=None if result.information is None else field.inner(result.information[row]),
+        residuals=tuple(r[0, 0].numpy() for r in residuals),
+        chi2=float(result.chi2[row]),
+        data=int(sum(int(n.sum()) for n in field.likelihood.good())),
+        calls=result.network_calls,
+    )
+
+
+def smooth_to(samples: Tensor, field: Field, target_fwhm: float | None) -> Tensor:
+    """Images on the canvas (M, C, H, W) convolved from the prior's PSF to a wider Gaussian: FWHM² = target² − prior's²."""
+    if target_fwhm is None or math.isclose(target_fwhm, field.target_fwhm):
+        return samples
+    if target_fwhm < field.target_fwhm:
+        raise UnsupportedError(
+            f"output.target_psf: the prior's images have {field.target_fwhm:g}″ FWHM, {target_fwhm:g}″ is sharper; "
+            "give a wider target or a sharper prior."
+        )
+    pixels = math.sqrt(target_fwhm**2 - field.target_fwhm**2) / field.canvas.pixel_scale
+    stamp = torch.from_numpy(gaussian_stamp(pixels, 2 * math.ceil(2.5 * pixels) + 1)).to(samples)
+    return Convolution(stamp[None, None], samples.shape[1], tuple(samples.shape[-2:]), ZeroBorder())(samples)
+
+
+def build_product(
+    observation: SkyObservation,
+    channels: Sequence[Channel],
+    answers: Sequence[Answer],
+    provenance: Provenance,
+    *,
+    save_samples: bool,
+) -> Product:
+    """The record of an object from the draws of its channels."""
+    samples = torch.cat([a.samples for a in answers], 1)
+    grid, names = channels[0].field.grid, tuple(n for c in channels for n in c.names)
+    flux = samples.double().sum((2, 3))
+    levels = [p for p in LEVELS if holds_quantile(p, len(samples))]
+    bands = [(band, r) for c, a in zip(channels, answers) for band, r in zip(c.exposures, a.residuals)]
+    return Product(
+        object_id=observation.object_id,
+        bands=names,
+        unit=observation.bands[0].unit,
+        grid=grid,
+        mean=samples.mean(0).numpy(),
+        std=samples.std(0).numpy(),
+        quality=np.concatenate([_quality(c, a) for c, a in zip(channels, answers)]),
+        provenance=provenance,
+        quantiles={p: quantile(samples, p, dim=0).numpy() for p in levels},
+        information=_information(answers),
+        samples=samples.numpy() if save_samples else None,
+        exposures=tuple(_exposure(band, residual) for band, residual in bands),
+        target_psf=_target_psf(provenance.target_fwhm, grid.pixel_scale),
+        catalog=_catalog(names, flux, [a.chi2 for a, c in zip(answers, channels) for _ in c.names]),
+        notes=tuple(dict.fromkeys([*observation.notes, *_quantile_note(levels, len(samples)), *_field_notes(channels)])),
+        truth=read_truth(observation.path, names, grid),
+    )
+
+
+def _information(answers: Sequence[Answer]) -> np.ndarray | None:
+    maps = [a.information for a in answers]
+    return None if any(m is None for m in maps) else torch.cat(maps).numpy()
+
+
+def _quantile_note(levels: Sequence[float], draws: int) -> tuple[str, ...]:
+    missing = [f"{p:g}" for p in LEVELS if p not in levels]
+    return (f"quantiles {', '.join(missing)} not written: {draws} draws cannot hold them",) if missing else ()
+
+
+def _field_notes(channels: Sequence[Channel]) -> list[str]:
+    return [note for channel in channels for note in channel.field.notes]
+
+
+def make_provenance(answers: Sequence[Answer], prior: Prior, method: Method, **identity: str | int | float) -> Provenance:
+    """Who made a product, and how well it fits: χ² of all channels together."""
+    data = sum(a.data for a in answers)
+    return Provenance(
+        prior=prior.card.name,
+        weights_sha256=prior.digest,
+        sampler=describe_method(method),
+        calibration="uncalibrated",
+        draws=answers[0].samples.shape[0],
+        network_calls=float(np.mean([a.calls for a in answers])),
+        chi2=sum(a.chi2 * a.data for a in answers) / data if data else math.nan,
+        **identity,
+    )
+
+
+def _target_psf(fwhm: float, pixel_scale: float) -> np.ndarray:
+    pixels = fwhm / pixel_scale
+    return gaussian_stamp(pixels, 2 * math.ceil(2 * pixels) + 1)
+
+
+def _exposure(band: Band, residual: np.ndarray) -> Exposure:
+    psf_scale = band.grid.pixel_scale / band.psf.oversample
+    image = np.where(band.good, band.image, np.nan)
+    return Exposure(band.name, band.instrument, residual, band.grid, band.psf.stamp, psf_scale, image)
+
+
+def _quality(channel: Channel, answer: Answer) -> np.ndarray:
+    """Bits of the output pixels: no good or only saturated native pixel at their centre; χ² of the mean too large."""
+    grid = channel.field.grid
+    quality = np.zeros((len(channel.names), *grid.shape), dtype=np.int32)
+    for row, name in enumerate(channel.names):
+        mine = [b for b in channel.exposures if b.name == name]
+        seen = np.any([_at_centres(grid, b.grid, b.good) for b in mine], axis=0) if mine else np.zeros(grid.shape, dtype=bool)
+        saturated = np.any([_at_centres(grid, b.grid, b.saturated) for b in mine], axis=0) if mine else np.zeros_like(seen)
+        quality[row] |= np.where(seen, 0, Quality.EXTRAPOLATED) | np.where(saturated, Quality.SATURATED, 0)
+    if answer.information is not None:
+        quality |= np.where(answer.information.numpy() < INFORMED, Quality.PRIOR_DRIVEN, 0)
+    if answer.chi2 > 1 + CHI2_SIGMAS * math.sqrt(2 / max(answer.data, 1)):
+        quality |= Quality.CHI2_BAD
+    return quality
+
+
+def _at_centres(grid: SkyGrid, native: SkyGrid, mask: np.ndarray) -> np.ndarray:
+    """The native mask at the centres of the output pixels, False outside: (H, W)."""
+    affine = grid.affine_to(native)
+    centres = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
+    row, column = np.moveaxis(np.rint(centres @ affine.matrix.T + affine.offset).astype(int), -1, 0)
+    inside = (row >= 0) & (row < mask.shape[0]) & (column >= 0) & (column < mask.shape[1])
+    return inside & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
+
+
+def _catalog(names: Sequence[str], flux: Tensor, chi2: Sequence[float]) -> dict[str, np.ndarray]:
+    """One row a band: flux over the field (M, C) as mean, std and percentiles, and χ²."""
+    rows = {"band": np.array(names), "flux": flux.mean(0).numpy(), "flux_std": flux.std(0).numpy()}
+    levels = np.quantile(flux.numpy(), LEVELS, axis=0, method="weibull")
+    rows |= {f"flux_q{round(100 * p):02d}": values for p, values in zip(LEVELS, levels)}
+    return {**rows, "chi2": np.array(chi2)}
+
+
+def read_truth(path: Path, names: Sequence[str], grid: SkyGrid) -> np.ndarray | None:
+    """The `TRUTH` planes of a simulated observation (C, H, W), if there is one a band and on this grid; else None."""
+    planes = {str(p.header.get("BAND", "")): p for p in read_fits(path).named("TRUTH")}
+    if not all(name in planes and planes[name].data.shape == grid.shape for name in names):
+        return None
+    scales = [SkyGrid.from_header(planes[name].header, grid.shape).pixel_scale for name in names]
+    return np.stack([planes[name].data for name in names]) if np.allclose(scales, grid.pixel_scale, rtol=1e-3) else None

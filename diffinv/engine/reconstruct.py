@@ -1,0 +1,253 @@
+"""Images × draws → posterior: the one function between a likelihood, a prior and a `Result`.
+
+Rows of a chunk are (image, draw) pairs; a row's random stream is keyed by (seed, image id, draw), so that the result does
+not depend on how rows are chunked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffinv.core.checks import DiffinvError, ShapeError
+from diffinv.core.rng import Rng
+from diffinv.core.types import Image
+from diffinv.guidance.base import ConjugateGradients, Guidance
+from diffinv.guidance.moment_matching import MomentMatching
+from diffinv.likelihood import Likelihood
+from diffinv.posterior import Posterior
+from diffinv.priors.base import Denoiser
+from diffinv.priors.store import Prior
+from diffinv.priors.tiled import Tiled
+from diffinv.samplers.base import Sampler, sample
+from diffinv.samplers.sde import Ancestral
+from diffinv.schedules import Karras, Schedule
+from diffinv.uncertainty.quantiles import quantile
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to sample. `calibrated` is what the guidance declares.
+
+    sampler, guidance: objects. steps: noise levels. schedule: None takes the range of the prior's card.
+    """
+
+    sampler: Sampler = Ancestral()
+    guidance: Guidance = MomentMatching(ConjugateGradients(iterations=12, tol=1e-2))
+    steps: int = 50
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Posterior draws and what follows from them.
+
+    samples: (B, M, C, H, W) float32, in the image's unit. scale: (B,) flux scale used. method: how it was sampled.
+    chi2: (B,) whitened χ² a good datum, of the posterior mean. chi2_draws: (B, M), of each draw.
+    network_calls: denoiser evaluations a draw, vjps included. prior_variance: (1, C, H, W) of an image of unit scale, or
+    None for a prior without a card.
+    """
+
+    samples: Tensor
+    scale: Tensor
+    method: Method
+    chi2: Tensor
+    chi2_draws: Tensor
+    network_calls: float
+    prior_variance: Tensor | None
+
+    @property
+    def mean(self) -> Image:
+        """Posterior mean: (B, C, H, W)."""
+        return self.samples.mean(1)
+
+    @property
+    def std(self) -> Image:
+        """Posterior standard deviation: (B, C, H, W)."""
+        return self.samples.std(1)
+
+    def quantile(self, p: float) -> Image:
+        """Posterior p-quantile a pixel, at position (M + 1)p: (B, C, H, W)."""
+        return quantile(self.samples, p)
+
+    @property
+    def information(self) -> Image | None:
+        """Data-informativeness `½ ln(Var_prior/Var_posterior)` in nats a pixel, (B, C, H, W): about 0 where the prior speaks."""
+        if self.prior_variance is None:
+            return None
+        prior = self.prior_variance * self.scale.reshape(-1, 1, 1, 1) ** 2
+        return 0.5 * torch.log(prior / self.samples.var(1).clamp_min(torch.finfo(torch.float32).tiny))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method claims calibrated draws."""
+        return self.method.guidance.calibrated
+
+
+class _Counting(Denoiser):
+    """Counts rows × forward and backward passes of a prior."""
+
+    def __init__(self, prior: Denoiser) -> None:
+        super().__init__()
+        self.prior, self.rows = prior, 0
+
+    def forward(self, x: Image, sigma: Tensor) -> Image:
+        self.rows += x.shape[0]
+        return _CountBackward.apply(self.prior(x, sigma), self)
+
+
+class _CountBackward(torch.autograd.Function):
+    """Identity whose vjp adds its rows to a counter."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, counter: _Counting) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.counter = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        ctx.counter.rows += gradient.shape[0]
+        return gradient, None
+
+
+def field_prior(prior: Denoiser, shape: Sequence[int]) -> Denoiser:
+    """The prior for images (C, H, W): itself, or tiled with half-overlapping tiles where the field is larger than the card's."""
+    if not isinstance(prior, Prior):
+        return prior
+    card = prior.card
+    if shape[0] != len(card.bands):
+        raise ShapeError(f"prior {card.name} has bands {card.bands} but the image has {shape[0]}; a grey prior runs band by band.")
+    if min(shape[-2:]) < card.size:
+        raise ShapeError(f"prior {card.name}: the field {tuple(shape[-2:])} is smaller than {card.size}; pad the output grid.")
+    if tuple(shape[-2:]) == (card.size, card.size):
+        return prior
+    return Tiled(prior, size=card.size, field=(shape[-2], shape[-1]), overlap=card.size // 4)
+
+
+def reconstruct(
+    likelihood: Likelihood,
+    prior: Denoiser,
+    *,
+    draws: int = 32,
+    seed: int = 0,
+    method: Method = Method(),
+    scale: Tensor | None = None,
+    image_ids: Sequence[int] | None = None,
+    max_batch: int = 64,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Draw from p(x | y) for every image of the batch.
+
+    Arguments:
+        likelihood: p(y | x) of B images, x in the image's own unit. prior: a denoiser, or a `Prior` with a card.
+        draws: M. seed: of the run. scale: (B,) first guess of each image's rms over the prior's field, in the image's
+        unit; needed for a `Prior` with a card (see `refine_scale`), and must be None for another denoiser.
+        image_ids: one integer an image, its random streams; default 0 … B − 1. max_batch: rows (images × draws) at once.
+        progress: called with (row-steps done, row-steps in all).
+    Returns: the posterior draws on the CPU.
+    Raises: DiffinvError if a draw is not finite (naming image and draw), ShapeError if prior and image do not fit.
+    """
+    batch = likelihood.batch
+    ids = list(range(batch)) if image_ids is None else list(image_ids)
+    likelihood = likelihood.to(device)
+    target = field_prior(prior, likelihood.image_shape).to(device)
+    method = replace(method, schedule=method.schedule or _card_schedule(prior))
+    unit = torch.ones(batch, device=device)
+    if isinstance(prior, Prior):
+        if scale is None:
+            raise DiffinvError("reconstruct: a prior with a card needs scale=, a first guess of each image's rms (B,).")
+        unit = refine_scale(likelihood, target, scale.to(device, torch.float32), seed=seed, ids=ids, method=method)
+    counting = _Counting(target)
+    rows = _run(likelihood.scaled(unit), counting, ids, draws, seed, method, max_batch, progress)
+    samples = (rows * unit.repeat_interleave(draws).reshape(-1, 1, 1, 1)).unflatten(0, (batch, draws))
+    _check_finite(samples)
+    chi2 = reduced_chi2(likelihood, samples.mean(1))
+    chi2_draws = torch.stack([reduced_chi2(likelihood, samples[:, m]) for m in range(draws)], 1)
+    calls = counting.rows / (batch * draws)
+    return Result(samples.cpu(), unit.cpu(), method, chi2.cpu(), chi2_draws.cpu(), calls, _prior_variance(target))
+
+
+def refine_scale(
+    likelihood: Likelihood, prior: Denoiser, scale: Tensor, *, seed: int, ids: Sequence[int], method: Method, rounds: int = 2
+) -> Tensor:
+    """The rms of each image, from two cheap posterior draws under the present guess, twice: (B,).
+
+    The norm of blurred data underestimates that of the image by a factor that depends on the image; the prior itself,
+    trained with jittered scales, knows it better.
+    """
+    pilot = replace(method, steps=max(8, method.steps // 4))
+    for number in range(rounds):
+        rows = _run(likelihood.scaled(scale), prior, ids, 2, seed + 1 + number, pilot, 64, None)
+        rms = (rows.double() ** 2).flatten(1).sum(1).div(_field_pixels(prior)).sqrt().unflatten(0, (-1, 2)).mean(1)
+        scale = scale * rms.to(scale.dtype).clamp(0.1, 10)
+    return scale
+
+
+def reduced_chi2(likelihood: Likelihood, x: Image) -> Tensor:
+    """Σ whitened residual² / number of good data: (B,), about 1 for the truth; 0 without data."""
+    residuals = likelihood.residuals(x)
+    if not residuals:
+        return torch.zeros(x.shape[0], device=x.device)
+    return sum(r.double().pow(2).flatten(1).sum(1) for r in residuals) / sum(n.double() for n in likelihood.good())
+
+
+def _field_pixels(prior: Denoiser) -> int:
+    """Pixels over which a card's scale convention takes the rms: those of the prior's own field."""
+    inner = prior.prior if isinstance(prior, Tiled) else prior
+    return inner.card.size**2 * len(inner.card.bands)
+
+
+def _prior_variance(target: Denoiser) -> Tensor | None:
+    """Variance of an image of unit scale, (1, C, H, W), tiled like the prior itself."""
+    if isinstance(target, Tiled):
+        inner = _prior_variance(target.prior)
+        return None if inner is None else target.blend(inner[:, None].expand(-1, len(target.corners), -1, -1, -1)).cpu()
+    return target.variance.cpu() if isinstance(target, Prior) else None
+
+
+def _card_schedule(prior: Denoiser) -> Schedule:
+    if not isinstance(prior, Prior):
+        raise DiffinvError("reconstruct: a prior without a card needs Method(schedule=...) with sigma_min and sigma_max in its unit.")
+    return Karras(prior.card.sigma_min, prior.card.sigma_max)
+
+
+def _run(likelihood, prior, ids, draws, seed, method, max_batch, progress) -> Tensor:
+    """(B · draws, *image) draws in the unit of the likelihood's argument."""
+    row_image = torch.arange(len(ids)).repeat_interleave(draws)
+    streams = Rng.for_draws(seed, ids, draws)
+    sigmas = method.schedule.grid(method.steps)
+    device = likelihood.tensors()[0].device if likelihood.tensors() else "cpu"
+    done = []
+    for start in range(0, len(row_image), max_batch):
+        rows = slice(start, min(start + max_batch, len(row_image)))
+        part = likelihood.select(row_image[rows].to(device))
+        like = torch.zeros(rows.stop - rows.start, *likelihood.image_shape, device=device)
+        target = Posterior(prior, part, method.guidance)
+        report = _progress(progress, rows, len(row_image), method.steps)
+        done.append(sample(method.sampler, target, sigmas, like, streams.select(rows).to(device), progress=report).x)
+    return torch.cat(done)
+
+
+def _progress(progress, rows: slice, total: int, steps: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    return lambda step: progress(rows.start * steps + step * (rows.stop - rows.start), total * steps)
+
+
+def _check_finite(samples: Tensor) -> None:
+    bad = ~samples.isfinite().flatten(2).all(2)
+    if bool(bad.any()):
+        image, draw = (int(v) for v in bad.nonzero()[0])
+        raise DiffinvError(
+            f"reconstruct: draw {draw} of image {image} is not finite: the guidance diverged; "
+            "use more steps, more solver iterations, or GMRES."
+        )

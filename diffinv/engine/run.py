@@ -1,0 +1,242 @@
+"""Many objects, one after the other: what is done is kept, what is broken is set aside, and the rest goes on.
+
+A product's key is a hash of everything that decides its numbers, so that "done" means: a valid file with the right key.
+Invariant: a broken object leaves a one-line reason in `quarantine/` and changes nothing for its neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffinv import __version__
+from diffinv.core.checks import ConfigError, DiffinvError, InputError
+from diffinv.data.catalog import Entry
+from diffinv.data.layouts import InputOptions
+from diffinv.data.observation import read_observation
+from diffinv.data.products import product_path, read_product, safe_id, write_atomically, write_product
+from diffinv.engine.methods import describe_method
+from diffinv.engine.objects import Answer, Channel, answer_channels, build_channels, build_product, make_provenance, object_seed
+from diffinv.engine.progress import Progress
+from diffinv.engine.reconstruct import Method
+from diffinv.priors.store import Prior
+
+HOPELESS = 20  # the run stops if this many objects fail before any succeeds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every object is treated.
+
+    options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
+    None. save_samples: keep the draws. max_batch: rows at once. identity: the configuration that decides the numbers.
+    """
+
+    options: InputOptions
+    method: Method
+    draws: int
+    seed: int
+    target_fwhm: float | None
+    margin: int | None
+    save_samples: bool
+    max_batch: int
+    identity: dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """products: written or already there. skipped: of these, already there. quarantined: object → reason."""
+
+    products: list[Path] = field(default_factory=list)
+    skipped: int = 0
+    quarantined: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
+
+    def summary(self) -> str:
+        """One line for the log."""
+        text = f"{len(self.products)} products ({self.skipped} were already there), {len(self.quarantined)} quarantined"
+        return f"{text}; stopped early: the first {HOPELESS} objects all failed" if self.stopped else text
+
+
+def prepare(out: Path) -> None:
+    """Make the output directory and write into it, so that a read-only or full disk is found before anything is loaded."""
+    probe = out / "products" / ".probe"
+    probe.parent.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b"diffinv")
+    probe.unlink()
+
+
+class Run:
+    """A run into one directory.
+
+    Arguments: out: the directory. prior. plan. new_run: go on although `run.json` there says something else.
+    Raises: ConfigError if `out` holds a run with another configuration, prior or version, with the differences.
+    """
+
+    def __init__(self, out: Path, prior: Prior, plan: Plan, *, new_run: bool = False) -> None:
+        self.out, self.prior, self.plan = out, prior, plan
+        self.record = {
+            "diffinv": __version__,
+            "weights_sha256": prior.digest,
+            "method": describe_method(plan.method),
+            "configuration": plan.identity,
+        }
+        text = json.dumps([self.record, repr(plan.method), _digests(plan.options)], sort_keys=True)
+        self.config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._check_record(new_run)
+
+    def _check_record(self, new_run: bool) -> None:
+        path = self.out / "run.json"
+        if path.exists() and not new_run:
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"{path}: cannot be read ({error}); give --new-run to write it again.") from error
+            changes = [f"{key}: {old!r} → {new!r}" for key, old, new in differences(before, self.record)]
+            if changes:
+                raise ConfigError(f"{self.out}: holds another run ({'; '.join(changes)}); use another --out, or --new-run.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(self.record, indent=2, sort_keys=True) + "\n").encode())
+
+    def key(self, entry: Entry) -> str:
+        """hash(object, input bytes, configuration, weights, version, seed)[:16]."""
+        try:
+            content = hashlib.sha256(entry.path.read_bytes()).hexdigest()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{entry.path}: cannot be read ({error}); check the path and its permissions.") from error
+        text = json.dumps([entry.object_id, content, self.config_hash])
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def state(self, entry: Entry) -> str:
+        """`done`, `to do`, or why it cannot be read."""
+        try:
+            return "done" if is_product(product_path(self.out, entry.object_id, self.key(entry))) else "to do"
+        except DiffinvError as error:
+            return str(error)
+
+    def sample(self, entries: Sequence[Entry]) -> Outcome:
+        """A product for every object that can have one."""
+        outcome = Outcome()
+        with Progress(len(entries)) as progress:
+            for number, entry in enumerate(entries):
+                progress.set(number, entry.object_id)
+                self._attempt(entry, outcome, lambda f, n=number, e=entry: progress.set(n + f, e.object_id))
+                progress.set(number + 1, entry.object_id)
+                if len(outcome.quarantined) >= HOPELESS and not outcome.products:
+                    outcome.stopped = number + 1 < len(entries)
+                    break
+        return outcome
+
+    def _attempt(self, entry: Entry, outcome: Outcome, report: Callable[[float], None]) -> None:
+        quarantine = self.out / "quarantine" / f"{safe_id(entry.object_id)}.json"
+        try:
+            path = product_path(self.out, entry.object_id, self.key(entry))
+            if is_product(path):
+                outcome.skipped += 1
+            else:
+                self._reconstruct(entry, path, report)
+            outcome.products.append(path)
+            quarantine.unlink(missing_ok=True)
+        except OSError:
+            raise  # the disk, which the next object would meet as well
+        except Exception as error:
+            reason = f"object {entry.object_id!r}: {_reason(error)}"
+            outcome.quarantined[entry.object_id] = reason
+            print_error(reason)
+            record = {"object_id": entry.object_id, "path": str(entry.path), "reason": _reason(error)}
+            write_atomically(quarantine, (json.dumps(record) + "\n").encode("utf-8", "backslashreplace"))
+
+    def _reconstruct(self, entry: Entry, path: Path, report: Callable[[float], None]) -> None:
+        plan = self.plan
+        observation = read_observation(entry.path, plan.options, object_id=entry.object_id)
+        channels = build_channels(observation, self.prior, margin=plan.margin)
+        seed = object_seed(plan.seed, entry.object_id)
+        answers = self._answers(channels, seed, report)
+        provenance = make_provenance(
+            answers,
+            self.prior,
+            plan.method,
+            version=__version__,
+            config_hash=self.config_hash,
+            seed=seed,
+            input_sha256=observation.sha256,
+            target_fwhm=plan.target_fwhm if plan.target_fwhm is not None else self.prior.card.target_fwhm,
+            key=path.stem.rpartition("-")[2],
+        )
+        write_product(path, build_product(observation, channels, answers, provenance, save_samples=plan.save_samples))
+
+    def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
+        """Draws, with half the batch again and again while memory does not suffice."""
+        plan, batch = self.plan, self.plan.max_batch
+        while True:
+            try:
+                return answer_channels(
+                    channels,
+                    self.prior,
+                    plan.method,
+                    draws=plan.draws,
+                    seed=seed,
+                    target_fwhm=plan.target_fwhm,
+                    max_batch=batch,
+                    progress=report,
+                )
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or batch == 1:
+                    raise
+                batch //= 2
+                print_error(f"out of memory; going on with {batch} rows at once")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch could help: Python's, CUDA's and the CPU allocator's ways to say so."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+
+
+def is_product(path: Path) -> bool:
+    """Whether a valid product is there: it reads, and its checksums hold."""
+    if not path.is_file():
+        return False
+    try:
+        read_product(path)
+    except DiffinvError:
+        return False
+    return True
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of every leaf where two nested dictionaries differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        return [d for n in names for d in differences(before.get(n), now.get(n), f"{key}.{n}" if key else n)]
+    return [] if before == now else [(key, before, now)]
+
+
+def print_error(text: str) -> None:
+    """One line on stderr, above the progress bar if there is one."""
+    tqdm.write(f"diffinv: {text}", file=sys.stderr)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:500] if isinstance(error, DiffinvError) else f"{type(error).__name__}: {text[:300]}"
+
+
+def _digests(options: InputOptions) -> list[str]:
+    """SHA-256 of the files that the options name: another PSF in the same file is another run."""
+    digests = []
+    for path in (options.psf, options.variance):
+        try:
+            digests.append(hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else "")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); correct input.psf or input.variance.") from error
+    return digests

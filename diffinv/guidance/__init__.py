@@ -1,0 +1,1 @@
+"""Layer 3: guidance, one method a file."""

@@ -1,0 +1,70 @@
+"""Samplers: `init` and `step` kernels, and `sample`, the only loop in the package.
+
+A sampler walks a decreasing grid of noise levels σ₀ > σ₁ > … > σ_N = 0 with a denoiser as target.
+Invariant: a row's result depends on its own x, target and random stream alone, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffinv.core.batched import Batched
+from diffinv.core.linalg import expand
+from diffinv.core.rng import Rng
+from diffinv.core.types import Image, Sigma
+from diffinv.priors.base import Denoiser
+
+
+@dataclass(frozen=True, eq=False)
+class State(Batched):
+    """Where a chain stands: x (B, *image) at the present noise level, and the last denoised image x₀ with its level (B,)."""
+
+    x: Image
+    x0: Image | None = None
+    sigma0: Sigma | None = None
+
+
+class Sampler(abc.ABC):
+    """A rule to go from one noise level to the next. `order` is that of its global error in the step size."""
+
+    order: int
+
+    def init(self, target: Denoiser, like: Image, sigma: Sigma, rng: Rng) -> State:
+        """x = σ z: the state at the first level, for a prior mean that is small against σ."""
+        return State(expand(sigma, like) * rng.normal(like))
+
+    @abc.abstractmethod
+    def step(self, target: Denoiser, state: State, sigma: Sigma, sigma_next: Sigma, rng: Rng) -> State:
+        """From level σ to σ_next ≤ σ, both (B,) float64; σ_next = 0 is the last step."""
+
+
+def sample(
+    sampler: Sampler,
+    target: Denoiser,
+    sigmas: Tensor,
+    like: Image,
+    rng: Rng,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> State:
+    """Run a sampler down a grid of noise levels.
+
+    Arguments:
+        sigmas: (N + 1,) float64, decreasing; the last may be 0. like: (B, *image) gives shape, dtype and device.
+        rng: B streams. progress: called with the number of the step just done.
+    Returns: the final state; its `x` are the draws.
+    """
+    levels = sigmas.to(device=like.device, dtype=torch.float64)
+    level = lambda k: levels[k].expand(like.shape[0])  # noqa: E731
+    with torch.no_grad():
+        state = sampler.init(target, like, level(0), rng.spawn(0))
+        for k in range(len(levels) - 1):
+            state = sampler.step(target, state, level(k), level(k + 1), rng.spawn(k + 1))
+            if progress is not None:
+                progress(k + 1)
+    return state

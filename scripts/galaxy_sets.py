@@ -1,0 +1,145 @@
+"""Galaxies with truth for the benchmarks: the 32 mocks, and freshly simulated ones that nobody tuned on.
+
+Both are seen through y = sumpool₂(K ∗ x) + n with the LSST i-band difference kernels K of the mocks; truth 64² at 0.1″ with a
+Gaussian PSF of 0.20″, data 32² at 0.2″, nJy. Fresh galaxies are drawn from the population that the prior was trained on, with
+another seed; the main object is near the centre of the field, and re-observed real stamps are left out, for training has seen
+all there are. An object's kernel is one of the mocks', turned by a random multiple of 90° and mirrored at random.
+Invariant: object i of a set does not depend on how many objects are asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffinv.data.fits import read_images, read_table
+from diffinv.data.forward import estimate_scale
+from diffinv.data.galaxies import Population, cosmos_sample
+from diffinv.data.surveys import LSST, LSST_YEAR_1, Survey, flux_per_electron
+from diffinv.likelihood import Observation
+from diffinv.noise.gaussian import Gaussian
+from diffinv.operators.base import LinearOperator
+from diffinv.operators.border import ZeroBorder
+from diffinv.operators.convolution import Convolution
+from diffinv.operators.sampling import SumPool
+
+SIZE, FACTOR, PIXEL = 64, 2, 0.1
+TRACKS: dict[str, tuple[str, Survey]] = {"T1": ("lsst", LSST), "T2": ("lsst_y1", LSST_YEAR_1)}
+FRESH_SEED = 77_001
+I_BAND = 2
+
+
+@dataclass(frozen=True)
+class GalaxySet:
+    """N objects. truth: (N, 1, 64, 64). data, variance: (N, 1, 32, 32). kernel: (N, 1, 63, 63). gain: nJy of one photo-electron."""
+
+    name: str
+    ids: tuple[str, ...]
+    truth: Tensor
+    data: Tensor
+    variance: Tensor
+    kernel: Tensor
+    gain: float
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: slice) -> GalaxySet:
+        """The objects of a slice."""
+        parts = {name: getattr(self, name)[rows] for name in ("ids", "truth", "data", "variance", "kernel")}
+        return replace(self, **parts)
+
+    def operator(self) -> LinearOperator:
+        """A, of all objects."""
+        return _operator(self.kernel)
+
+    def likelihood(self) -> Observation:
+        """p(y | x), of all objects."""
+        return Observation(self.data, self.operator(), Gaussian(self.variance.sqrt()))
+
+    def scale(self) -> Tensor:
+        """A first guess of the rms of every image from its data: (N,)."""
+        every = np.ones(self.data.shape[-2:], dtype=bool)
+        pairs = zip(self.data[:, 0].double().numpy(), self.variance[:, 0].double().numpy(), strict=True)
+        return torch.tensor([estimate_scale(y, v, every, area_ratio=FACTOR**2) for y, v in pairs])
+
+    @property
+    def sky(self) -> Tensor:
+        """Sky variance over gain: the constant that makes data Poisson-like, (N, 1, 1, 1) nJy."""
+        return self.variance.amin((1, 2, 3), keepdim=True) / self.gain
+
+    @property
+    def signal_to_noise(self) -> Tensor:
+        """√Σ mean²/var of the noiseless data: (N,)."""
+        return (self.operator()(self.truth) ** 2 / self.variance).sum((1, 2, 3)).sqrt()
+
+
+def _operator(kernel: Tensor) -> LinearOperator:
+    return SumPool((1, SIZE, SIZE), FACTOR) @ Convolution(kernel, 1, (SIZE, SIZE), ZeroBorder())
+
+
+def data_folder(given: Path | None) -> Path:
+    """The folder of the real and simulated data: given, or $DIFFINV_DATA, or ../shared/data beside the checkout."""
+    folder = given or Path(os.environ.get("DIFFINV_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        raise SystemExit(f"{folder}: no such folder; give --data or set DIFFINV_DATA.")
+    return folder
+
+
+def mocks(folder: Path, track: str) -> GalaxySet:
+    """The 32 mock galaxies of `mocks/galaxies_val32.npz`."""
+    key, survey = TRACKS[track]
+    with np.load(folder / "mocks" / "galaxies_val32.npz") as archive:
+        band = lambda name: torch.from_numpy(archive[name][:, I_BAND : I_BAND + 1])
+        ids = tuple(str(name) for name in archive["meta_ids"])
+        gain = flux_per_electron(survey.band("i"))
+        return GalaxySet("val32", ids, band("truth"), band(key), band(f"{key}_var"), band("lsst_kernel"), gain)
+
+
+def fresh(folder: Path, track: str, count: int, seed: int = FRESH_SEED) -> GalaxySet:
+    """`count` galaxies of another seed than the training's, with Poisson noise of source and sky."""
+    from diffinv.data.simulate import render_truths
+
+    survey = TRACKS[track][1]
+    truth = torch.from_numpy(render_truths(_population(folder), count, seed))[:, None]
+    with np.load(folder / "mocks" / "galaxies_val32.npz") as archive:
+        kernels = archive["lsst_kernel"][:, I_BAND]
+    kernel = torch.from_numpy(np.stack([_turned(kernels, _rng(seed, i, 2)) for i in range(count)]))[:, None]
+    mean = _operator(kernel)(truth).numpy()
+    noise_key = 3 + list(TRACKS).index(track)
+    data = np.stack([survey.observe(m, survey.band("i"), _rng(seed, i, noise_key)) for i, m in enumerate(mean)])
+    variance = survey.variance(mean, survey.band("i"))
+    planes = (torch.from_numpy(a.astype(np.float32)) for a in (data, variance))
+    ids = tuple(f"fresh_{seed}_{i:04d}" for i in range(count))
+    return GalaxySet("fresh", ids, truth, *planes, kernel, flux_per_electron(survey.band("i")))
+
+
+def _rng(seed: int, number: int, key: int) -> np.random.Generator:
+    """The stream `key` of object `number`; `render_truths` uses the one without a key."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, key)))
+
+
+def _population(folder: Path) -> Population:
+    """The training's population without real stamps, main object centred; galaxies of the mocks are left out, as in training."""
+    with open(folder / "mocks" / "galaxies_val32_catalog.csv") as handle:
+        held_out = tuple(int(row["ident"]) for row in csv.DictReader(handle))
+    cosmos = folder / "cosmos"
+    sample = cosmos_sample(
+        read_table(cosmos / "parametric_fits.fits"),
+        read_images(cosmos / "hst_f814w_stamps.fits"),
+        read_images(cosmos / "hst_f814w_psfs.fits"),
+        excluded=held_out,
+    )
+    full = Population(sample)
+    return replace(full, kinds={k: v for k, v in full.kinds.items() if k != "stamp"}, centred_fraction=1.0)
+
+
+def _turned(kernels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    kernel = np.rot90(kernels[rng.integers(len(kernels))], rng.integers(4))
+    return np.ascontiguousarray(kernel[::-1] if rng.random() < 0.5 else kernel)

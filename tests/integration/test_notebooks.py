@@ -1,0 +1,101 @@
+"""The notebooks and the README's Python run, on tiny settings, and notebooks are stored without outputs.
+
+Cells run in order in one fresh interpreter in which every warning is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffinv.priors.store import SHIPPED
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TINY = {"DIFFINV_NOTEBOOK_DRAWS": "2", "DIFFINV_NOTEBOOK_STEPS": "4"}
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def run(parts: list[tuple[str, str]], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run (name, source) parts one after the other in one namespace; a traceback names the part."""
+    script = folder / "script.py"
+    program = "import sys\nnamespace = {'__name__': '__main__'}\n"
+    program += "".join(f"exec(compile({source!r}, {name!r}, 'exec'), namespace)\n" for name, source in parts)
+    script.write_text(program, encoding="utf-8")
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, **threads, **TINY, "MPLBACKEND": "Agg", "TMPDIR": str(folder)}
+    # plt.show() of a backend without a window warns by design
+    flags = ["-W", "error", "-W", "ignore:FigureCanvasAgg is non-interactive:UserWarning"]
+    flags += ["-W", "ignore:`torch.jit.script` is deprecated:DeprecationWarning"]
+    command = [sys.executable, *flags, str(script)]
+    return subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False, encoding="utf-8"
+    )
+
+
+def need_prior() -> None:
+    if not (SHIPPED / "galaxies-64.safetensors").is_file():
+        pytest.skip("needs the shipped weights diffinv/weights/galaxies-64.safetensors")
+
+
+def readme_python() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_there_is_something_to_run() -> None:
+    assert NOTEBOOKS
+    assert readme_python()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_stored_without_outputs_and_as_plain_python(path: Path) -> None:
+    for cell in cells(path, "code"):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        compile("".join(cell["source"]), cell["id"], "exec")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
+    need_prior()
+    if importlib.util.find_spec("galsim") is None:
+        pytest.skip("the notebook's mock galaxy needs GalSim: install diffinv[simulate]")
+    done = run([(cell["id"], "".join(cell["source"])) for cell in cells(path, "code")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "intervals hold the truth" in done.stdout
+
+
+def test_a_cell_that_fails_or_warns_is_noticed(tmp_path: Path) -> None:
+    assert run([("first", "a = 1"), ("second", "assert a == 1")], tmp_path).returncode == 0
+    failed = run([("first", "a = 1"), ("second", "assert a == 2")], tmp_path)
+    assert failed.returncode != 0 and '"second"' in failed.stderr
+    assert run([("only", "import warnings\nwarnings.warn('careful')")], tmp_path).returncode != 0
+
+
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    need_prior()
+    done = run([(f"README block {k}", tiny(source)) for k, source in enumerate(readme_python())], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def tiny(source: str) -> str:
+    """The same code with the settings of a test."""
+    small, count = re.subn(r"draws=32", "draws=19, method=diffinv.Method(steps=3)", source)
+    assert count == 1
+    return small
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]

@@ -1,0 +1,164 @@
+"""The configuration names every mistake with its place, at once, and builds nothing from a file that it has not understood."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from diffinv.cli import _options
+from diffinv.config import Override, SampleConfig, SimulateConfig, all_keys, load, parse_set
+from diffinv.core.checks import ConfigError
+from diffinv.data.layouts import InputOptions
+from diffinv.engine.methods import GUIDANCES, Choice, build_method
+from diffinv.engine.mocks import SURVEYS, Mocks
+from diffinv.engine.reconstruct import Method
+from tests.small import card
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+def problems(tmp_path: Path, text: str | bytes, *sets: str) -> list[str]:
+    """The lines of the error, without the folder."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as caught:
+        load(SampleConfig, path, [parse_set(item) for item in sets])
+    return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+
+def test_every_mistake_is_reported_at_once_with_its_line_and_nearest_key(tmp_path: Path) -> None:
+    text = "sampler:\n  steps: -1\n  n_samples: 3\nprior: galaxies\nseed: 2\ninput:\n  pixel_scale: wide\ndevice: tpu\n"
+    found = problems(tmp_path, text)
+    assert "run.yaml:3 sampler.n_samples: unknown key (did you mean samples?)" in found
+    assert "run.yaml:5 seed: unknown key (did you mean sampler.seed?)" in found
+    starts = {line.partition(":")[0] + ":" + line.split(":")[1] for line in found}
+    assert starts == {
+        "run.yaml:2 sampler.steps",
+        "run.yaml:3 sampler.n_samples",
+        "run.yaml:4 prior",
+        "run.yaml:5 seed",
+        "run.yaml:7 input.pixel_scale",
+        "run.yaml:8 device",
+    }
+
+
+def test_a_valid_file_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("sampler: {steps: 7, samples: 12}\ninput: {bands: [g, y, 814], noise_std: 1e-3}\n")
+    config = load(SampleConfig, path).config
+    assert (config.sampler.steps, config.sampler.samples) == (7, 12)
+    assert config.input.bands == ("g", "y", "814")
+    assert config.input.noise_std == (1e-3,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sampler:\n  steps: 1\n  steps: 2\n", "run.yaml:3 sampler.steps: duplicate key (first on line 2)"),
+        ("prior:\n  name: !!python/object/apply:os.system [ls]\n", "run.yaml:2 prior.name: tag"),
+        ("sampler: {steps: !!int many}\n", "run.yaml:1 sampler.steps: 'many' is not of type int"),
+        ("a: &a [*a]\n", "run.yaml:1 a"),
+        ("base: &b {name: x}\nprior:\n  <<: *b\n", "run.yaml:3 prior: keys are plain names"),
+        ("a: [1\nb: 2", "run.yaml:2 not valid YAML"),
+        ("- 1\n", "run.yaml:1 expected `section:`"),
+        ("[" * 5000, "run.yaml: is nested too deeply"),
+        (b"\x00", "run.yaml: not valid YAML"),
+        (b"\xff\xfe\xfd", "run.yaml"),
+        ("#" * 300_000, "run.yaml: is larger than"),
+    ],
+)
+def test_hostile_yaml_is_refused_with_its_place(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    assert problems(tmp_path, text)[0].startswith(expected)
+
+
+def test_an_alias_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
+    lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"l{k}: &l{k} [{', '.join([f'*l{k - 1}'] * 10)}]" for k in range(1, 12)]
+    (line,) = problems(tmp_path, "\n".join(lines))
+    assert "expands to more than" in line
+    assert line.startswith("run.yaml:")
+
+
+def test_a_missing_file_is_an_error_of_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(SampleConfig, tmp_path / "none.yaml")
+
+
+def test_overrides_win_and_are_named_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("sampler: {steps: 7}\n")
+    loaded = load(
+        SampleConfig, path, [parse_set("sampler.steps=8"), parse_set("input.bands=g,r"), Override("--seed", "sampler.seed", "5")]
+    )
+    assert loaded.config.sampler.steps == 8
+    assert loaded.config.input.bands == ("g", "r")
+    assert loaded.config.sampler.seed == 5
+    assert loaded.where("sampler.steps") == "--set sampler.steps"
+    found = problems(tmp_path, "device: cpu\n", "sampler.n_sample=3", "output.target_psf=-1", "input.psf=!!python/none x")
+    assert "--set sampler.n_sample: unknown key (did you mean samples?)" in found
+    assert any(line.startswith("--set output.target_psf: expected greater than or equal to 0, got -1") for line in found)
+    assert any(line.startswith("--set input.psf: tag") for line in found)
+
+
+@pytest.mark.parametrize("text", ["steps", "=3", " = 3"])
+def test_a_set_without_key_or_value_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected key=value"):
+        parse_set(text)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_file_in_configs_loads_and_means_something(path: Path) -> None:
+    if path.read_text().startswith("simulate:") or "\nsimulate:" in path.read_text():
+        section = load(SimulateConfig, path).config.simulate
+        assert Mocks(**{name: getattr(section, name) for name in type(section).model_fields}).count >= 1
+        return
+    loaded = load(SampleConfig, path)
+    sampler = loaded.config.sampler
+    build_method(
+        Choice(sampler.name, sampler.steps, sampler.guidance.name, sampler.guidance.iterations, sampler.guidance.tol), card()
+    )
+
+
+def test_there_are_configs() -> None:
+    assert len(CONFIGS) >= 3
+
+
+def test_every_survey_can_be_simulated_by_name() -> None:
+    annotation = SimulateConfig.model_fields["simulate"].annotation.model_fields["survey"].annotation
+    assert set(annotation.__args__) == set(SURVEYS)
+
+
+def test_the_input_section_is_exactly_the_options_of_reading() -> None:
+    keys = {key.removeprefix("input.") for key in all_keys(SampleConfig) if key.startswith("input.")}
+    assert keys == {field.name for field in dataclasses.fields(InputOptions)}
+    assert _options(SampleConfig()) == InputOptions()
+
+
+def test_identity_holds_what_decides_the_numbers_and_nothing_else() -> None:
+    plain = load(SampleConfig, None).config.identity()
+    change = lambda text: load(SampleConfig, None, [parse_set(text)]).config.identity()
+    assert change("device=cpu") == plain
+    assert change("sampler.max_batch=3") == plain
+    for text in ("sampler.seed=3", "dtype=bfloat16", "output.target_psf=0.3", "input.noise_std=2", "prior.name=other"):
+        assert change(text) != plain
+
+
+def test_without_a_choice_the_method_is_that_of_reconstruct() -> None:
+    assert build_method(Choice(), card()) == Method()
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_every_guidance_of_the_configuration_can_be_built(name: str) -> None:
+    assert build_method(Choice(guidance=name, iterations=3, tol=0.1), card()).guidance != Method().guidance
+
+
+def test_unknown_names_of_methods_are_refused_with_place_and_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("sampler:\n  name: huen\n  guidance: {name: moment_match}\n")
+    loaded = load(SampleConfig, path)
+    with pytest.raises(ConfigError, match=r"run\.yaml:2 sampler\.name: .*did you mean heun\?"):
+        build_method(Choice(sampler="huen"), card(), where=loaded.where)
+    with pytest.raises(ConfigError, match=r"run\.yaml:3 sampler\.guidance\.name: .*did you mean moment_matching\?"):
+        build_method(Choice(guidance="moment_match"), card(), where=loaded.where)
