@@ -1,7 +1,8 @@
 """Likelihoods talk in image space only: log p(y | x), its score and its Fisher information, all as functions of the image.
 
 The data, the operator and the noise never leave this file, so that guidance and samplers know nothing of them.
-Invariants: `score` is the gradient of `log_prob`; `fisher(x)` is PSD and equals the score's covariance; `perturb(x) ~ N(0, fisher(x))`.
+Invariants: `score` is the gradient of `log_prob`; `fisher(x)` is PSD and equals the score's covariance, and `perturb(x)` draws
+from N(0, fisher(x)).
 """
 
 from __future__ import annotations

@@ -21,14 +21,16 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from diffinv.core.linalg import cg, expand
+from diffinv.core.types import LinearMap
 from diffinv.operators.base import LinearOperator
-
-LinearMap = Callable[[Tensor], Tensor]
 
 
 def bicubic(data: Tensor, factor: int) -> Tensor:
-    """Data (B, 1, h, w), flux per large pixel, interpolated to pixels `factor` times smaller, flux per small pixel."""
-    return interpolate(data, scale_factor=factor, mode="bicubic", align_corners=False) / factor**2
+    """Data (B, 1, h, w), flux per large pixel, interpolated to pixels `factor` times smaller, flux per small pixel.
+
+    Keys' kernel with a = −½, exact for quadratics: torch takes it when `antialias` is asked for, which does nothing else here.
+    """
+    return interpolate(data, scale_factor=factor, mode="bicubic", align_corners=False, antialias=True) / factor**2
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,14 @@ class PowerLaw:
 
 
 def wiener(
-    data: Tensor, operator: LinearOperator, variance: Tensor, scale: Tensor, prior: PowerLaw, *, iterations: int = 300, tol: float = 1e-5
+    data: Tensor,
+    operator: LinearOperator,
+    variance: Tensor,
+    scale: Tensor,
+    prior: PowerLaw,
+    *,
+    iterations: int = 300,
+    tol: float = 1e-5,
 ) -> Tensor:
     """x̂ = C Aᵀ(A C Aᵀ + Σ)⁻¹ y with C = s² F⁻¹ P F, by CG in data space.
 
@@ -74,8 +83,8 @@ def richardson_lucy(
 ) -> Tensor:
     """x ← x · Aᵀ((y + b)/(A x + b)) / Aᵀ1 with y + b ≥ 0: maximum likelihood of y + b ~ g · Poisson((A x + b)/g), stopped early.
 
-    Arguments: data: (B, 1, h, w). sky: b, broadcastable to the data: sky variance over g, the flux of one photo-electron, so that the
-        variance of y + b is g times its mean. iterations: the only regularisation. callback: called with (k, x) after step k.
+    Arguments: data: (B, 1, h, w). sky: b, broadcastable to the data: sky variance over g, the flux of one photo-electron, so
+        that the variance of y + b is g times its mean. iterations: the only regularisation. callback: called with (k, x).
     References: Richardson 1972; Lucy 1974; Snyder, Hammoud & White 1993 (offset for Gaussian noise).
     """
     ones = operator.adjoint(torch.ones_like(data))
@@ -128,7 +137,9 @@ def primal_dual(
     Arguments: weight: broadcastable to Φ x, in 1/flux. start: first x.
     References: Condat 2013, *A Primal-Dual Splitting Method for Convex Optimization*; Vũ 2013.
     """
-    lipschitz = spectral_norm(lambda v: operator.apply(v) / variance.sqrt(), lambda r: operator.adjoint(r / variance.sqrt()), start) ** 2
+    lipschitz = (
+        spectral_norm(lambda v: operator.apply(v) / variance.sqrt(), lambda r: operator.adjoint(r / variance.sqrt()), start) ** 2
+    )
     balance = expand(lipschitz, start) / penalty.norm**2
     tau = 1 / (expand(lipschitz, start) / 2 + balance * penalty.norm**2)
     x, u = start, torch.zeros_like(penalty.forward(start))
@@ -199,7 +210,9 @@ class Starlet:
     @property
     def penalty(self) -> Analysis:
         """Σ w|Φ x|; ‖Φ‖ ≤ 1 without the coarse part for non-negative filters (|1 − ĥ| ≤ 1 and the product telescopes)."""
-        return Analysis(self.forward, self.adjoint, 2**0.5 if self.coarse else 1.0, lambda u, w: torch.maximum(torch.minimum(u, w), -w))
+        return Analysis(
+            self.forward, self.adjoint, 2**0.5 if self.coarse else 1.0, lambda u, w: torch.maximum(torch.minimum(u, w), -w)
+        )
 
 
 def total_variation(

@@ -1,9 +1,12 @@
 """Galaxies with truth for the benchmarks: the 32 mocks, and freshly simulated ones that nobody tuned on.
 
 Both are seen through y = sumpool₂(K ∗ x) + n with the LSST i-band difference kernels K of the mocks; truth 64² at 0.1″ with a
-Gaussian PSF of 0.20″, data 32² at 0.2″, nJy. Fresh galaxies are drawn from the population that the prior was trained on, with
-another seed; the main object is near the centre of the field, and re-observed real stamps are left out, for training has seen
-all there are. An object's kernel is one of the mocks', turned by a random multiple of 90° and mirrored at random.
+Gaussian PSF of 0.20″, data 32² at 0.2″, nJy.
+
+Fresh galaxies are drawn from the (deliberately broad) population that the prior was trained on, with another seed and with the
+main object near the centre. Left out are re-observed real stamps, for training has seen all there are, and what is fainter than
+any of the mocks (S/N < 30 in 10 years) or too large for the field (adaptive size > 0.8″). An object's kernel is that of one of
+the mocks, turned by a random multiple of 90° and mirrored at random.
 Invariant: object i of a set does not depend on how many objects are asked for.
 """
 
@@ -11,7 +14,9 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +33,21 @@ from diffinv.operators.base import LinearOperator
 from diffinv.operators.border import ZeroBorder
 from diffinv.operators.convolution import Convolution
 from diffinv.operators.sampling import SumPool
+from diffinv.uncertainty.metrics import adaptive_moments
 
 SIZE, FACTOR, PIXEL = 64, 2, 0.1
 TRACKS: dict[str, tuple[str, Survey]] = {"T1": ("lsst", LSST), "T2": ("lsst_y1", LSST_YEAR_1)}
 FRESH_SEED = 77_001
 I_BAND = 2
+FAINTEST, LARGEST = 30.0, 8.0  # S/N of the 10-year data, adaptive size of the truth in pixels
 
 
 @dataclass(frozen=True)
 class GalaxySet:
-    """N objects. truth: (N, 1, 64, 64). data, variance: (N, 1, 32, 32). kernel: (N, 1, 63, 63). gain: nJy of one photo-electron."""
+    """N objects.
+
+    truth: (N, 1, 64, 64) nJy. data, variance: (N, 1, 32, 32) nJy, nJy². kernel: (N, 1, 63, 63). gain: nJy of one photo-electron.
+    """
 
     name: str
     ids: tuple[str, ...]
@@ -102,22 +112,35 @@ def mocks(folder: Path, track: str) -> GalaxySet:
         return GalaxySet("val32", ids, band("truth"), band(key), band(f"{key}_var"), band("lsst_kernel"), gain)
 
 
-def fresh(folder: Path, track: str, count: int, seed: int = FRESH_SEED) -> GalaxySet:
-    """`count` galaxies of another seed than the training's, with Poisson noise of source and sky."""
-    from diffinv.data.simulate import render_truths
-
+def fresh(folder: Path, track: str, number: int, seed: int = FRESH_SEED) -> GalaxySet:
+    """The first `number` galaxies of this seed that pass the cuts, with Poisson noise of source and sky."""
     survey = TRACKS[track][1]
-    truth = torch.from_numpy(render_truths(_population(folder), count, seed))[:, None]
     with np.load(folder / "mocks" / "galaxies_val32.npz") as archive:
         kernels = archive["lsst_kernel"][:, I_BAND]
-    kernel = torch.from_numpy(np.stack([_turned(kernels, _rng(seed, i, 2)) for i in range(count)]))[:, None]
+    chosen = islice(_candidates(_population(folder), kernels, seed), number)
+    numbers, truths, turned = zip(*chosen, strict=True)
+    truth, kernel = torch.cat(truths), torch.cat(turned)
     mean = _operator(kernel)(truth).numpy()
     noise_key = 3 + list(TRACKS).index(track)
-    data = np.stack([survey.observe(m, survey.band("i"), _rng(seed, i, noise_key)) for i, m in enumerate(mean)])
+    data = np.stack([survey.observe(m, survey.band("i"), _rng(seed, i, noise_key)) for i, m in zip(numbers, mean, strict=True)])
     variance = survey.variance(mean, survey.band("i"))
     planes = (torch.from_numpy(a.astype(np.float32)) for a in (data, variance))
-    ids = tuple(f"fresh_{seed}_{i:04d}" for i in range(count))
+    ids = tuple(f"fresh_{seed}_{i:04d}" for i in numbers)
     return GalaxySet("fresh", ids, truth, *planes, kernel, flux_per_electron(survey.band("i")))
+
+
+def _candidates(population: Population, kernels: np.ndarray, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Number, truth and kernel, both (1, 1, H, W), of the galaxies that are bright and small enough: an endless stream."""
+    from diffinv.data.simulate import render_truth, scene_of
+
+    for number in count():
+        truth = torch.from_numpy(render_truth(scene_of(population, seed, number), population).astype(np.float32))[None, None]
+        kernel = torch.from_numpy(_turned(kernels, _rng(seed, number, 2)))[None, None]
+        mean = _operator(kernel)(truth)
+        variance = torch.from_numpy(LSST.variance(mean.numpy(), LSST.band("i")))
+        bright = float((mean**2 / variance).sum().sqrt()) >= FAINTEST
+        if bright and float(adaptive_moments(truth[0]).size[0]) <= LARGEST:
+            yield number, truth, kernel
 
 
 def _rng(seed: int, number: int, key: int) -> np.random.Generator:

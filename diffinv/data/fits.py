@@ -141,15 +141,19 @@ def read_images(path: str | Path) -> list[np.ndarray]:
 
 
 def encode_fits(parts: Sequence[Plane | Table]) -> bytes:
-    """The bytes of a FITS file with CHECKSUM and DATASUM in every HDU.
+    """The bytes of a FITS file with CHECKSUM and DATASUM in every HDU; without compression, the same parts are the same bytes.
 
     Arguments: parts: HDUs in order; the first is a `Plane` and becomes the primary HDU.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hdus = fits.HDUList([_hdu(part, first=number == 0) for number, part in enumerate(parts)])
+        compressed = any(isinstance(hdu, fits.CompImageHDU) for hdu in hdus)
+        if not compressed:
+            for hdu in hdus:
+                hdu.add_checksum(when="of this HDU")
         buffer = io.BytesIO()
-        hdus.writeto(buffer, checksum=True)
+        hdus.writeto(buffer, checksum=compressed)
     return buffer.getvalue()
 
 

@@ -6,9 +6,12 @@ Invariant: whatever is not chosen is what `diffinv.reconstruct` would take.
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import diffinv.samplers
 from diffinv.core.checks import ConfigError
 from diffinv.core.registry import lookup
 from diffinv.engine.reconstruct import Method
@@ -46,6 +49,7 @@ def build_method(choice: Choice, card: PriorCard, *, where: Callable[[str], str]
     if choice.steps is not None:
         method = replace(method, steps=choice.steps)
     if choice.sampler is not None:
+        _register_samplers()
         try:
             method = replace(method, sampler=lookup("sampler", choice.sampler)())
         except ConfigError as error:
@@ -61,6 +65,12 @@ def build_method(choice: Choice, card: PriorCard, *, where: Callable[[str], str]
     return replace(method, guidance=GUIDANCES[name](card, iterations, tol))
 
 
+def _register_samplers() -> None:
+    """Import every sampler, so that its name is known."""
+    for module in pkgutil.iter_modules(diffinv.samplers.__path__, "diffinv.samplers."):
+        importlib.import_module(module.name)
+
+
 def describe_method(method: Method) -> str:
-    """`Ancestral + MomentMatching, 50 steps`."""
+    """`StochasticMultistep + MomentMatching, 24 steps`."""
     return f"{type(method.sampler).__name__} + {type(method.guidance).__name__}, {method.steps} steps"

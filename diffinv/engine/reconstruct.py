@@ -23,9 +23,12 @@ from diffinv.priors.base import Denoiser
 from diffinv.priors.store import Prior
 from diffinv.priors.tiled import Tiled
 from diffinv.samplers.base import Sampler, sample
-from diffinv.samplers.sde import Ancestral
+from diffinv.samplers.sde import StochasticMultistep
 from diffinv.schedules import Karras, Schedule
 from diffinv.uncertainty.quantiles import quantile
+
+PILOT_DRAWS, PILOT_ROUNDS = 2, 2
+_PILOT_STREAM = 0x5CA1E
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Method:
     sampler, guidance: objects. steps: noise levels. schedule: None takes the range of the prior's card.
     """
 
-    sampler: Sampler = Ancestral()
-    guidance: Guidance = MomentMatching(ConjugateGradients(iterations=12, tol=1e-2))
-    steps: int = 50
+    sampler: Sampler = StochasticMultistep()
+    guidance: Guidance = MomentMatching(ConjugateGradients(iterations=12, tol=1e-3))
+    steps: int = 24
     schedule: Schedule | None = None
 
 
@@ -47,8 +50,8 @@ class Result:
 
     samples: (B, M, C, H, W) float32, in the image's unit. scale: (B,) flux scale used. method: how it was sampled.
     chi2: (B,) whitened χ² a good datum, of the posterior mean. chi2_draws: (B, M), of each draw.
-    network_calls: denoiser evaluations a draw, vjps included. prior_variance: (1, C, H, W) of an image of unit scale, or
-    None for a prior without a card.
+    network_calls: denoiser evaluations a draw, vjps and the pilots for the scale included. prior_variance: (1, C, H, W) of
+    an image of unit scale, or None for a prior without a card.
     """
 
     samples: Tensor
@@ -119,12 +122,14 @@ class _CountBackward(torch.autograd.Function):
 
 
 def field_prior(prior: Denoiser, shape: Sequence[int]) -> Denoiser:
-    """The prior for images (C, H, W): itself, or tiled with half-overlapping tiles where the field is larger than the card's."""
+    """The prior for images (C, H, W): itself, or tiled with overlapping tiles where the field is larger than the card's."""
     if not isinstance(prior, Prior):
         return prior
     card = prior.card
     if shape[0] != len(card.bands):
-        raise ShapeError(f"prior {card.name} has bands {card.bands} but the image has {shape[0]}; a grey prior runs band by band.")
+        raise ShapeError(
+            f"prior {card.name} has bands {card.bands} but the image has {shape[0]}; a grey prior runs band by band."
+        )
     if min(shape[-2:]) < card.size:
         raise ShapeError(f"prior {card.name}: the field {tuple(shape[-2:])} is smaller than {card.size}; pad the output grid.")
     if tuple(shape[-2:]) == (card.size, card.size):
@@ -161,13 +166,16 @@ def reconstruct(
     likelihood = likelihood.to(device)
     target = field_prior(prior, likelihood.image_shape).to(device)
     method = replace(method, schedule=method.schedule or _card_schedule(prior))
+    counting = _Counting(target)
     unit = torch.ones(batch, device=device)
     if isinstance(prior, Prior):
         if scale is None:
             raise DiffinvError("reconstruct: a prior with a card needs scale=, a first guess of each image's rms (B,).")
-        unit = refine_scale(likelihood, target, scale.to(device, torch.float32), seed=seed, ids=ids, method=method)
-    counting = _Counting(target)
-    rows = _run(likelihood.scaled(unit), counting, ids, draws, seed, method, max_batch, progress)
+        guess = scale.to(device, torch.float32)
+        pilot = Rng.for_draws(seed, ids, PILOT_DRAWS).spawn(_PILOT_STREAM)
+        pixels = prior.variance[0].numel()
+        unit = refine_scale(likelihood, counting, guess, pilot, pixels=pixels, method=method, max_batch=max_batch)
+    rows = _run(likelihood.scaled(unit), counting, Rng.for_draws(seed, ids, draws), draws, method, max_batch, progress)
     samples = (rows * unit.repeat_interleave(draws).reshape(-1, 1, 1, 1)).unflatten(0, (batch, draws))
     _check_finite(samples)
     chi2 = reduced_chi2(likelihood, samples.mean(1))
@@ -177,17 +185,17 @@ def reconstruct(
 
 
 def refine_scale(
-    likelihood: Likelihood, prior: Denoiser, scale: Tensor, *, seed: int, ids: Sequence[int], method: Method, rounds: int = 2
+    likelihood: Likelihood, prior: Denoiser, scale: Tensor, rng: Rng, *, pixels: int, method: Method, max_batch: int
 ) -> Tensor:
-    """The rms of each image, from two cheap posterior draws under the present guess, twice: (B,).
+    """The rms of each image over the prior's field of `pixels`, (B,): that of two cheap posterior draws under the guess, twice.
 
     The norm of blurred data underestimates that of the image by a factor that depends on the image; the prior itself,
     trained with jittered scales, knows it better.
     """
     pilot = replace(method, steps=max(8, method.steps // 4))
-    for number in range(rounds):
-        rows = _run(likelihood.scaled(scale), prior, ids, 2, seed + 1 + number, pilot, 64, None)
-        rms = (rows.double() ** 2).flatten(1).sum(1).div(_field_pixels(prior)).sqrt().unflatten(0, (-1, 2)).mean(1)
+    for number in range(PILOT_ROUNDS):
+        rows = _run(likelihood.scaled(scale), prior, rng.spawn(number), PILOT_DRAWS, pilot, max_batch, None)
+        rms = (rows.double() ** 2).flatten(1).sum(1).div(pixels).sqrt().unflatten(0, (-1, PILOT_DRAWS)).mean(1)
         scale = scale * rms.to(scale.dtype).clamp(0.1, 10)
     return scale
 
@@ -200,12 +208,6 @@ def reduced_chi2(likelihood: Likelihood, x: Image) -> Tensor:
     return sum(r.double().pow(2).flatten(1).sum(1) for r in residuals) / sum(n.double() for n in likelihood.good())
 
 
-def _field_pixels(prior: Denoiser) -> int:
-    """Pixels over which a card's scale convention takes the rms: those of the prior's own field."""
-    inner = prior.prior if isinstance(prior, Tiled) else prior
-    return inner.card.size**2 * len(inner.card.bands)
-
-
 def _prior_variance(target: Denoiser) -> Tensor | None:
     """Variance of an image of unit scale, (1, C, H, W), tiled like the prior itself."""
     if isinstance(target, Tiled):
@@ -216,14 +218,15 @@ def _prior_variance(target: Denoiser) -> Tensor | None:
 
 def _card_schedule(prior: Denoiser) -> Schedule:
     if not isinstance(prior, Prior):
-        raise DiffinvError("reconstruct: a prior without a card needs Method(schedule=...) with sigma_min and sigma_max in its unit.")
+        raise DiffinvError(
+            "reconstruct: a prior without a card needs Method(schedule=...) with sigma_min and sigma_max in its unit."
+        )
     return Karras(prior.card.sigma_min, prior.card.sigma_max)
 
 
-def _run(likelihood, prior, ids, draws, seed, method, max_batch, progress) -> Tensor:
-    """(B · draws, *image) draws in the unit of the likelihood's argument."""
-    row_image = torch.arange(len(ids)).repeat_interleave(draws)
-    streams = Rng.for_draws(seed, ids, draws)
+def _run(likelihood, prior, streams, draws, method, max_batch, progress) -> Tensor:
+    """(B · draws, *image) draws in the unit of the likelihood's argument; `streams` has B · draws rows."""
+    row_image = torch.arange(len(streams) // draws).repeat_interleave(draws)
     sigmas = method.schedule.grid(method.steps)
     device = likelihood.tensors()[0].device if likelihood.tensors() else "cpu"
     done = []

@@ -18,7 +18,10 @@ from diffinv.priors.base import Denoiser
 
 
 class Guidance(abc.ABC):
-    """E[x₀ | x_σ, y] from prior, likelihood, x (B, *image) and σ (B,). `calibrated` says whether its draws may be trusted as such."""
+    """E[x₀ | x_σ, y] from prior, likelihood, x (B, *image) and σ (B,).
+
+    `calibrated` says whether the method claims draws of the posterior, up to its stated approximations.
+    """
 
     calibrated: bool
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffinv.core.types import Image, Sigma
 

@@ -35,8 +35,12 @@ class Sampler(abc.ABC):
     order: int
 
     def init(self, target: Denoiser, like: Image, sigma: Sigma, rng: Rng) -> State:
-        """x = σ z: the state at the first level, for a prior mean that is small against σ."""
-        return State(expand(sigma, like) * rng.normal(like))
+        """x = D(0, σ) + σ z: the state at the first level.
+
+        At a level far above the spread of x₀ given the data, p(x_σ) is N(E[x₀], σ²), and D(0, σ) tends to E[x₀]. Without the
+        mean a grid would have to start far higher for the same error. One denoiser call.
+        """
+        return State(target(torch.zeros_like(like), sigma) + expand(sigma, like) * rng.normal(like))
 
     @abc.abstractmethod
     def step(self, target: Denoiser, state: State, sigma: Sigma, sigma_next: Sigma, rng: Rng) -> State:
@@ -60,7 +64,7 @@ def sample(
     Returns: the final state; its `x` are the draws.
     """
     levels = sigmas.to(device=like.device, dtype=torch.float64)
-    level = lambda k: levels[k].expand(like.shape[0])  # noqa: E731
+    level = lambda k: levels[k].expand(like.shape[0])
     with torch.no_grad():
         state = sampler.init(target, like, level(0), rng.spawn(0))
         for k in range(len(levels) - 1):

@@ -82,16 +82,16 @@ class Trainer:
         start, window = time.monotonic(), []
         for step in range(first, self.plan.steps):
             elapsed = time.monotonic() - start
-            if elapsed > self.plan.deadline:
-                break
             window.append(self._update(accelerator, model, optimizer, step, elapsed))
             ema.update(accelerator.unwrap_model(model))
-            last = step + 1 == self.plan.steps
+            last = step + 1 == self.plan.steps or elapsed > self.plan.deadline
             if accelerator.is_main_process and ((step + 1) % self.plan.log_every == 0 or last):
                 self._log(step + 1, torch.stack(window).mean().item(), time.monotonic() - start)
                 window.clear()
             if accelerator.is_main_process and ((step + 1) % self.plan.save_every == 0 or last):
                 save_checkpoint(checkpoint, accelerator.unwrap_model(model), optimizer, ema, step=step + 1)
+            if last:
+                break
         return ema.model
 
     def batch(self, step: int, process: int, processes: int, device: torch.device) -> tuple[CleanBatch, Rng]:

@@ -69,7 +69,9 @@ def aperture_flux(image: Image, radius: float) -> Tensor:
     Arguments: image: (…, H, W), flux per pixel. radius: in pixels.
     Returns: (…,), float64.
     """
-    axes = [(torch.arange(n * _APERTURE_SUBPIXELS, dtype=torch.float64) + 0.5) / _APERTURE_SUBPIXELS - n / 2 for n in image.shape[-2:]]
+    axes = [
+        (torch.arange(n * _APERTURE_SUBPIXELS, dtype=torch.float64) + 0.5) / _APERTURE_SUBPIXELS - n / 2 for n in image.shape[-2:]
+    ]
     inside = (axes[0][:, None] ** 2 + axes[1][None] ** 2 <= radius**2).double()
     share = torch.nn.functional.avg_pool2d(inside[None, None], _APERTURE_SUBPIXELS)[0, 0]
     return (image.double() * share.to(image.device)).sum((-2, -1))
@@ -82,7 +84,9 @@ def ring_correlation(image: Image, truth: Image, low: float, high: float) -> Ten
     Returns: (B,); NaN where one of the images has no power in the ring.
     """
     height, width = truth.shape[-2:]
-    frequency = torch.hypot(torch.fft.fftfreq(height, dtype=torch.float64)[:, None], torch.fft.fftfreq(width, dtype=torch.float64))
+    frequency = torch.hypot(
+        torch.fft.fftfreq(height, dtype=torch.float64)[:, None], torch.fft.fftfreq(width, dtype=torch.float64)
+    )
     ring = ((frequency >= low) & (frequency < high)).to(truth.device)
     x, y = (torch.fft.fft2(v.double())[..., ring].flatten(1) for v in (image, truth))
     return (x * y.conj()).real.sum(1) / (x.abs().pow(2).sum(1) * y.abs().pow(2).sum(1)).sqrt()
@@ -112,7 +116,7 @@ def adaptive_moments(image: Tensor, *, start_sigma: float = 3.0, iterations: int
 
     Arguments: image: (N, H, W), no sky. start_sigma: of the first weight, in pixels. iterations: at most. tol: largest
         relative change of M, and change of the centroid in pixels, at which an image is done.
-    Returns: one `Moments` of N images; not converged where light is missing, or the weight grows or walks out of the field.
+    Returns: one `Moments` of N images; not converged where light is missing or the weight outgrows or leaves the field.
     """
     if image.ndim != 3:
         raise ShapeError(f"adaptive_moments expects (N, H, W); got {tuple(image.shape)}.")
@@ -157,16 +161,17 @@ class _Fit:
         distance = (cc * dr**2 + rr * dc**2 - 2 * rc * dr * dc) / (rr * cc - rc**2)
         weighted = flux * torch.exp(-0.5 * distance)
         total = weighted.sum((1, 2))
+        total = torch.where(total > 0, total, torch.nan)
         mean = torch.stack([(weighted * d).sum((1, 2)) / total for d in (dr, dc)], 1)
         second = torch.stack([(weighted * d).sum((1, 2)) / total for d in (dr**2, dc**2, dr * dc)], 1)
         return _Fit(self.centre + 2 * mean, 2 * second)
 
     def sane(self, shape: tuple[int, int]) -> Tensor:
-        """Positive definite, no wider than half the field, centred inside it: (N,)."""
+        """Positive definite, σ below a quarter of the field, centred inside it: (N,)."""
         rr, cc, rc = self.covariance.unbind(1)
         finite = self.covariance.isfinite().all(1) & self.centre.isfinite().all(1)
         inside = ((self.centre > 0) & (self.centre < self.centre.new_tensor(shape) - 1)).all(1)
-        return finite & inside & (rr * cc > rc**2) & (rr > 0.01) & (cc > 0.01) & (torch.maximum(rr, cc) < (min(shape) / 2) ** 2)
+        return finite & inside & (rr * cc > rc**2) & (rr > 0.01) & (cc > 0.01) & (torch.maximum(rr, cc) < (min(shape) / 4) ** 2)
 
     def near(self, other: _Fit, tol: float) -> Tensor:
         trace = other.covariance[:, :2].sum(1, keepdim=True)

@@ -9,13 +9,19 @@ import torch
 from diffinv.priors.analytic import GaussianPrior
 from diffinv.samplers.base import Sampler
 from diffinv.samplers.ode import Euler, Heun, Multistep
-from diffinv.samplers.sde import Ancestral
+from diffinv.samplers.sde import Ancestral, StochasticMultistep
 from tests.cases.operators import draw
 
 SHAPE = (1, 4, 4)
 SIZE = 16
 
-CASES: dict[str, Callable[[], Sampler]] = {"euler": Euler, "heun": Heun, "multistep": Multistep, "ancestral": Ancestral}
+CASES: dict[str, Callable[[], Sampler]] = {
+    "euler": Euler,
+    "heun": Heun,
+    "multistep": Multistep,
+    "ancestral": Ancestral,
+    "multistep_sde": StochasticMultistep,
+}
 
 VARIANTS: dict[str, Callable[[], Sampler]] = {"ancestral, η = ½": lambda: Ancestral(eta=0.5)}
 

@@ -15,7 +15,7 @@ from diffinv.priors.analytic import GaussianPrior
 from diffinv.priors.base import Denoiser
 from diffinv.samplers.base import Sampler, sample
 from diffinv.samplers.ode import Euler, Heun, Multistep
-from diffinv.samplers.sde import Ancestral
+from diffinv.samplers.sde import Ancestral, StochasticMultistep
 from diffinv.schedules import LogUniform
 from tests.cases.guidance import CASES as GUIDANCES
 from tests.cases.guidance import DATA
@@ -148,7 +148,9 @@ class Counting(Denoiser):
         return self.prior(x, sigma)
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(Euler(), 5), (Heun(), 9), (Multistep(), 5), (Ancestral(), 5)])
+@pytest.mark.parametrize(
+    ("sampler", "calls"), [(Euler(), 6), (Heun(), 10), (Multistep(), 6), (Ancestral(), 6), (StochasticMultistep(), 6)]
+)
 def test_a_sampler_calls_the_denoiser_as_often_as_it_says(sampler: Sampler, calls: int) -> None:
     target, done = Counting(), []
     like = torch.zeros(2, *SHAPE, dtype=torch.float64)

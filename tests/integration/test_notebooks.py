@@ -89,7 +89,7 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
 
 def tiny(source: str) -> str:
     """The same code with the settings of a test."""
-    small, count = re.subn(r"draws=32", "draws=19, method=diffinv.Method(steps=3)", source)
+    small, count = re.subn(r"draws=32", "draws=19, method=diffinv.Method(steps=2)", source)
     assert count == 1
     return small
 

@@ -301,6 +301,7 @@ def test_simulated_observations_go_through_with_their_truth(
     again = tmp_path / "again"
     main(["simulate", "--config", str(config), "--out", str(again), "--set", "simulate.count=1"])
     assert (again / paths[0].name).read_bytes() == paths[0].read_bytes()
+    assert b"updated" not in paths[0].read_bytes()  # no time of writing in any checksum
     capsys.readouterr()
     extra = ("--samples", "2", "--set", "sampler.steps=2", "--set", "sampler.guidance.iterations=1")
     assert sample(paths[0], tmp_path / "out", prior, *extra) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,13 @@ def test_without_a_choice_the_method_is_that_of_reconstruct() -> None:
 @pytest.mark.parametrize("name", GUIDANCES)
 def test_every_guidance_of_the_configuration_can_be_built(name: str) -> None:
     assert build_method(Choice(guidance=name, iterations=3, tol=0.1), card()).guidance != Method().guidance
+
+
+def test_every_sampler_is_known_by_name_in_a_fresh_interpreter() -> None:
+    code = "from diffinv.engine.methods import Choice, build_method\n"
+    code += "for name in ('euler', 'heun', 'ancestral'): print(type(build_method(Choice(name), None).sampler).__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.split() == ["Euler", "Heun", "Ancestral"]
 
 
 def test_unknown_names_of_methods_are_refused_with_place_and_nearest_name(tmp_path: Path) -> None:

@@ -195,3 +195,41 @@ def test_hutchinson_is_unbiased_with_its_variance():
 def test_dense_gives_the_matrix_of_a_map():
     matrix = draw(1, 5, 6)[0]
     assert torch.equal(dense(lambda v: v.flatten(1) @ matrix.T, torch.zeros(1, 2, 3, dtype=F64)), matrix)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("scale", [1e-17, 1.0, 1e17])
+def test_gmres_does_not_depend_on_the_unit_of_the_right_hand_side(scale: float, dtype: torch.dtype):
+    matrix, b = (psd() + draw(2, N, N, seed=4) / N).to(dtype), draw(2, N, seed=1).to(dtype)
+    one = gmres(times(matrix), b, iterations=N, tol=1e-5)
+    other = gmres(times(matrix), scale * b, iterations=N, tol=1e-5)
+    assert float(one.residual.max()) < 1e-5
+    assert torch.allclose(other.solution / scale, one.solution, rtol=1e-3, atol=1e-4)
+
+
+def test_gmres_stops_each_row_at_its_tolerance_and_the_row_alone_agrees():
+    matrix = torch.cat([spectrum([1.0] * 6 + [4.0] * 6), spectrum(torch.linspace(1, 4, N, dtype=F64))])
+    calls, b = [], draw(2, N, seed=3)
+    both = gmres(lambda v: (calls.append(1), times(matrix)(v))[1], b, iterations=N, tol=1e-3)
+    assert both.iterations.tolist()[0] == 2 < int(both.iterations[1]) < N
+    assert len(calls) == int(both.iterations[1])
+    assert float(both.residual.max()) <= 1e-3
+    for row in range(2):
+        alone = gmres(times(matrix[row : row + 1]), b[row : row + 1], iterations=N, tol=1e-3)
+        assert torch.allclose(both.solution[row], alone.solution[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("solver", ["cg", "information", "gmres"])
+def test_a_right_hand_side_that_is_not_a_number_is_never_solved_by_zero(solver):
+    b = draw(2, N, seed=1)
+    b[0, 3] = torch.nan
+    solve = {
+        "cg": lambda: cg(times(psd()), b, iterations=5, tol=1e-2),
+        "information": lambda: information_solve(times(psd()), times(psd(seed=5)), b, iterations=5, tol=1e-2),
+        "gmres": lambda: gmres(times(psd()), b, iterations=5, tol=1e-2),
+    }[solver]()
+    assert bool(solve.solution[0].isnan().any()) and bool(solve.solution[1].isfinite().all())
+
+
+def test_the_power_method_gives_zero_for_a_zero_operator_in_float32():
+    assert power_iteration(torch.zeros_like, draw(2, N).float()).tolist() == [0, 0]

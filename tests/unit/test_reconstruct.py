@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffinv.core.checks import DiffinvError, ShapeError
 from diffinv.core.rng import Rng
-from diffinv.engine.reconstruct import Method, Result, field_prior, reconstruct, reduced_chi2, refine_scale
+from diffinv.engine.reconstruct import PILOT_DRAWS, Method, Result, field_prior, reconstruct, reduced_chi2, refine_scale
 from diffinv.guidance.base import ConjugateGradients, Gmres
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.guidance.pseudo_inverse import PseudoInverse
@@ -110,8 +110,8 @@ def test_draws_and_images_have_their_own_noise() -> None:
 
 
 def test_draws_have_the_exact_posterior_mean_and_spread() -> None:
-    """2,000 Heun draws of one image: |z| < 5 over 16 means, variances to 5 standard errors plus 2 % of the sampler."""
-    draws, case, exact_prior = 2000, DATA["blur"](), smooth_prior()
+    """800 Heun draws of one image: |z| < 5 over 16 means, variances to 5 standard errors plus 2 % of the sampler."""
+    draws, case, exact_prior = 800, DATA["blur"](), smooth_prior()
     precision, pull = case.information(0)
     inverse = torch.linalg.inv(exact_prior.covariance)
     covariance = torch.linalg.inv(inverse + precision)
@@ -168,9 +168,9 @@ def test_progress_counts_row_steps_up_to_all_of_them() -> None:
 @pytest.mark.parametrize(
     ("sampler", "guidance", "calls"),
     [
-        (Euler(), MomentMatching(ConjugateGradients(3, 0.0)), 4 * (1 + 4)),
-        (Heun(), MomentMatching(Gmres(2, 0.0)), 7 * (1 + 3)),
-        (Ancestral(), PseudoInverse(1.0), 4 * (1 + 1)),
+        (Euler(), MomentMatching(ConjugateGradients(3, 0.0)), 5 * (1 + 4)),
+        (Heun(), MomentMatching(Gmres(2, 0.0)), 8 * (1 + 3)),
+        (Ancestral(), PseudoInverse(1.0), 5 * (1 + 1)),
     ],
 )
 def test_network_calls_are_forward_passes_plus_vjps(sampler, guidance, calls: int) -> None:
@@ -236,11 +236,11 @@ class Shrinkage(Denoiser):
 
 def test_refining_finds_the_scale_that_the_data_show() -> None:
     """White images of rms 1 and 4 in little noise, first guesses wrong by 2 either way: within 10 % (64 pixels, 4 draws)."""
-    prior = Prior(Shrinkage(), CARD, "", torch.ones(1, 1, FIELD, FIELD))
     observed = replace(field(), noise=Gaussian(torch.tensor([0.05, 0.05])))
     method = replace(QUICK, schedule=LogUniform(1e-2, 30.0), steps=64)
     truth = observed.y.square().mean((1, 2, 3)).sqrt()
-    found = refine_scale(observed, prior, truth * torch.tensor([0.5, 2.0]), seed=0, ids=[0, 1], method=method)
+    guess, rng = truth * torch.tensor([0.5, 2.0]), Rng.for_draws(0, [0, 1], PILOT_DRAWS)
+    found = refine_scale(observed, Shrinkage(), guess, rng, pixels=FIELD**2, method=method, max_batch=64)
     assert float((found / truth - 1).abs().max()) < 0.1
 
 

@@ -93,7 +93,7 @@ def test_a_constant_image_stays_constant_without_a_seam(field: tuple[int, int]) 
 
 
 def test_hard_cut_tiles_have_the_seam_that_the_blend_removes() -> None:
-    """At the border of a hard cut the denoised image jumps more than inside; blended it does not: mean square jump over columns."""
+    """The mean square jump between columns, at the border over its median: large for a hard cut, as inside for a blend."""
     axis = torch.arange(SIZE, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
     covariance = torch.exp(-(torch.cdist(points, points) ** 2) / 8) + 1e-3 * torch.eye(SIZE**2, dtype=torch.float64)
