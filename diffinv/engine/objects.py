@@ -26,6 +26,7 @@ from diffinv.data.grids import SkyGrid
 from diffinv.data.observation import Band, SkyObservation
 from diffinv.data.products import LEVELS, Exposure, Product, Provenance, Quality, holds_quantile
 from diffinv.data.psf import gaussian_stamp
+from diffinv.engine.measure import catalog
 from diffinv.engine.methods import describe_method
 from diffinv.engine.reconstruct import Method, Result, reconstruct
 from diffinv.operators.border import ZeroBorder
@@ -208,7 +209,6 @@ def build_product(
     """The record of an object from the draws of its channels."""
     samples = torch.cat([a.samples for a in answers], 1)
     grid, names = channels[0].field.grid, tuple(n for c in channels for n in c.names)
-    flux = samples.double().sum((2, 3))
     levels = [p for p in LEVELS if holds_quantile(p, len(samples))]
     bands = [(band, r) for c, a in zip(channels, answers) for band, r in zip(c.exposures, a.residuals)]
     return Product(
@@ -225,7 +225,7 @@ def build_product(
         samples=samples.numpy() if save_samples else None,
         exposures=tuple(_exposure(band, residual) for band, residual in bands),
         target_psf=_target_psf(provenance.target_fwhm, grid.pixel_scale),
-        catalog=_catalog(names, flux, [a.chi2 for a, c in zip(answers, channels) for _ in c.names]),
+        catalog=catalog(names, samples, grid.pixel_scale, [a.chi2 for a, c in zip(answers, channels) for _ in c.names]),
         notes=tuple(dict.fromkeys([*observation.notes, *_quantile_note(levels, len(samples)), *_field_notes(channels)])),
         truth=read_truth(observation.path, names, grid),
     )
@@ -294,14 +294,6 @@ def _at_centres(grid: SkyGrid, native: SkyGrid, mask: np.ndarray) -> np.ndarray:
     row, column = np.moveaxis(np.rint(centres @ affine.matrix.T + affine.offset).astype(int), -1, 0)
     inside = (row >= 0) & (row < mask.shape[0]) & (column >= 0) & (column < mask.shape[1])
     return inside & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
-
-
-def _catalog(names: Sequence[str], flux: Tensor, chi2: Sequence[float]) -> dict[str, np.ndarray]:
-    """One row a band: flux over the field (M, C) as mean, std and percentiles, and χ²."""
-    rows = {"band": np.array(names), "flux": flux.mean(0).numpy(), "flux_std": flux.std(0).numpy()}
-    levels = np.quantile(flux.numpy(), LEVELS, axis=0, method="weibull")
-    rows |= {f"flux_q{round(100 * p):02d}": values for p, values in zip(LEVELS, levels)}
-    return {**rows, "chi2": np.array(chi2)}
 
 
 def read_truth(path: Path, names: Sequence[str], grid: SkyGrid) -> np.ndarray | None:

@@ -188,11 +188,12 @@ def _comparison(product: Product, k: int) -> str:
 def _fluxes(product: Product) -> str:
     if not product.catalog:
         return ""
-    names = list(product.catalog)
+    names = [name for name in product.catalog if "_q" not in name]
     head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
     rows = zip(*(product.catalog[name] for name in names), strict=True)
     cells = ("".join(f"<td>{escape(_cell(value))}</td>" for value in row) for row in rows)
-    unit = f"<p class='sub'>flux of the field in {escape(product.unit or 'the unit of the data')}</p>"
+    flux = escape(product.unit or "the unit of the data")
+    unit = f"<p class='sub'>flux of the field in {flux}; size, the σ of adaptive moments, in arcsec</p>"
     return f"<div class='scroll'><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div>{unit}"
 
 

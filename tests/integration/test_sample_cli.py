@@ -52,17 +52,9 @@ def test_a_file_becomes_a_product_and_a_report(tmp_path: Path, prior: Path, caps
     assert np.allclose(product.mean, product.samples.mean(0), rtol=1e-4, atol=1e-4 * product.mean.max())
     assert product.provenance.calibration == "uncalibrated"
     assert product.information.shape == product.mean.shape
-    assert list(product.catalog) == [
-        "band",
-        "flux",
-        "flux_std",
-        "flux_q05",
-        "flux_q16",
-        "flux_q50",
-        "flux_q84",
-        "flux_q95",
-        "chi2",
-    ]
+    percentiles = ("", "_std", "_q05", "_q16", "_q50", "_q84", "_q95")
+    measured = [name + suffix for name in ("flux", "size", "e1", "e2") for suffix in percentiles]
+    assert list(product.catalog) == ["band", *measured, "chi2"]
     record = json.loads((out / "run.json").read_text())
     assert record["configuration"]["sampler"]["samples"] == 20
 
