@@ -75,39 +75,12 @@ def compose(outer: Operator, inner: Operator) -> Operator:
 
 
 def _parts(operator: Operator) -> tuple[Operator, ...]:
-    return operator.operators if isinstance(operator, (Compose, Chain)) else (operator,)
+    return operator.operators if isinstance(operator, _Pipeline) else (operator,)
 
 
-@register("operator", "compose")
 @dataclass(frozen=True, eq=False)
-class Compose(LinearOperator):
-    """A₁A₂…Aₙ of linear operators, the last applied first."""
-
-    operators: tuple[LinearOperator, ...]
-
-    @property
-    def in_shape(self) -> Shape:
-        return self.operators[-1].in_shape
-
-    @property
-    def out_shape(self) -> Shape:
-        return self.operators[0].out_shape
-
-    def apply(self, x: Tensor) -> Tensor:
-        for operator in reversed(self.operators):
-            x = operator.apply(x)
-        return x
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        for operator in self.operators:
-            y = operator.adjoint(y)
-        return y
-
-
-@register("operator", "chain")
-@dataclass(frozen=True, eq=False)
-class Chain(Operator):
-    """A₁ ∘ … ∘ Aₙ with at least one non-linear part; its linearization is the chain rule."""
+class _Pipeline(Operator):
+    """A₁ ∘ … ∘ Aₙ, the last applied first."""
 
     operators: tuple[Operator, ...]
 
@@ -123,6 +96,25 @@ class Chain(Operator):
         for operator in reversed(self.operators):
             x = operator.apply(x)
         return x
+
+
+@register("operator", "compose")
+@dataclass(frozen=True, eq=False)
+class Compose(_Pipeline, LinearOperator):
+    """A₁A₂…Aₙ of linear operators, the last applied first."""
+
+    operators: tuple[LinearOperator, ...]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for operator in self.operators:
+            y = operator.adjoint(y)
+        return y
+
+
+@register("operator", "chain")
+@dataclass(frozen=True, eq=False)
+class Chain(_Pipeline):
+    """A₁ ∘ … ∘ Aₙ with at least one non-linear part; its linearization is the chain rule."""
 
     def linearize(self, x: Tensor) -> LinearOperator:
         parts: list[LinearOperator] = []
