@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffinv.core.checks import DiffinvError, ShapeError
+from diffinv.core.checks import DiffinvError, ShapeError, check_positive
 from diffinv.core.rng import Rng
 from diffinv.core.types import Image
+from diffinv.engine.monitor import Counting, recorded
 from diffinv.guidance.base import ConjugateGradients, Guidance
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Likelihood
@@ -51,7 +52,8 @@ class Result:
     samples: (B, M, C, H, W) float32, in the image's unit. scale: (B,) flux scale used. method: how it was sampled.
     chi2: (B,) whitened χ² a good datum, of the posterior mean. chi2_draws: (B, M), of each draw.
     network_calls: denoiser evaluations a draw, vjps and the pilots for the scale included. prior_variance: (1, C, H, W) of
-    an image of unit scale, or None for a prior without a card.
+    an image of unit scale, or None for a prior without a card. solver_residual: mean relative residual of the guidance's
+    solves. indefinite: share of them that met negative curvature, where GMRES is the remedy.
     """
 
     samples: Tensor
@@ -61,6 +63,8 @@ class Result:
     chi2_draws: Tensor
     network_calls: float
     prior_variance: Tensor | None
+    solver_residual: float = 0.0
+    indefinite: float = 0.0
 
     @property
     def mean(self) -> Image:
@@ -90,37 +94,6 @@ class Result:
         return self.method.guidance.calibrated
 
 
-class _Counting(Denoiser):
-    """Counts rows × forward and backward passes of a prior."""
-
-    def __init__(self, prior: Denoiser) -> None:
-        super().__init__()
-        self.prior, self.rows = prior, 0
-
-    def forward(self, x: Image, sigma: Tensor) -> Image:
-        self.rows += x.shape[0]
-        return _CountBackward.apply(self.prior(x, sigma), self)
-
-
-class _CountBackward(torch.autograd.Function):
-    """Identity whose vjp adds its rows to a counter."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, counter: _Counting) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.counter = inputs[1]
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        ctx.counter.rows += gradient.shape[0]
-        return gradient, None
-
-
 def field_prior(prior: Denoiser, shape: Sequence[int]) -> Denoiser:
     """The prior for images (C, H, W): itself, or tiled with overlapping tiles where the field is larger than the card's."""
     if not isinstance(prior, Prior):
@@ -147,7 +120,7 @@ def reconstruct(
     scale: Tensor | None = None,
     image_ids: Sequence[int] | None = None,
     max_batch: int = 64,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Draw from p(x | y) for every image of the batch.
@@ -157,31 +130,44 @@ def reconstruct(
         draws: M. seed: of the run. scale: (B,) first guess of each image's rms over the prior's field, in the image's
         unit; needed for a `Prior` with a card (see `refine_scale`), and must be None for another denoiser.
         image_ids: one integer an image, its random streams; default 0 … B − 1. max_batch: rows (images × draws) at once.
-        progress: called with (row-steps done, row-steps in all).
+        device: where to run, moving the prior there; None: where the
+        prior is. progress: called with (row-steps done, row-steps in all).
     Returns: the posterior draws on the CPU.
     Raises: DiffinvError if a draw is not finite (naming image and draw), ShapeError if prior and image do not fit.
     """
     batch = likelihood.batch
     ids = list(range(batch)) if image_ids is None else list(image_ids)
+    device = torch.device(device) if device is not None else _device_of(prior)
     likelihood = likelihood.to(device)
     target = field_prior(prior, likelihood.image_shape).to(device)
     method = replace(method, schedule=method.schedule or _card_schedule(prior))
-    counting = _Counting(target)
+    counting = Counting(target)
+    guidance, solves = recorded(method.guidance)
+    watched = replace(method, guidance=guidance)
     unit = torch.ones(batch, device=device)
+    if not isinstance(prior, Prior) and scale is not None:
+        raise DiffinvError("reconstruct: scale= belongs to a prior with a card; this one has its own unit, give the data in it.")
     if isinstance(prior, Prior):
-        if scale is None:
-            raise DiffinvError("reconstruct: a prior with a card needs scale=, a first guess of each image's rms (B,).")
-        guess = scale.to(device, torch.float32)
+        guess = _check_scale(scale, batch).to(device, torch.float32)
         pilot = Rng.for_draws(seed, ids, PILOT_DRAWS).spawn(_PILOT_STREAM)
         pixels = prior.variance[0].numel()
         unit = refine_scale(likelihood, counting, guess, pilot, pixels=pixels, method=method, max_batch=max_batch)
-    rows = _run(likelihood.scaled(unit), counting, Rng.for_draws(seed, ids, draws), draws, method, max_batch, progress)
+    rows = _run(likelihood.scaled(unit), counting, Rng.for_draws(seed, ids, draws), draws, watched, max_batch, progress)
     samples = (rows * unit.repeat_interleave(draws).reshape(-1, 1, 1, 1)).unflatten(0, (batch, draws))
     _check_finite(samples)
     chi2 = reduced_chi2(likelihood, samples.mean(1))
     chi2_draws = torch.stack([reduced_chi2(likelihood, samples[:, m]) for m in range(draws)], 1)
-    calls = counting.rows / (batch * draws)
-    return Result(samples.cpu(), unit.cpu(), method, chi2.cpu(), chi2_draws.cpu(), calls, _prior_variance(target))
+    return Result(
+        samples=samples.cpu(),
+        scale=unit.cpu(),
+        method=method,
+        chi2=chi2.cpu(),
+        chi2_draws=chi2_draws.cpu(),
+        network_calls=counting.rows / (batch * draws),
+        prior_variance=_prior_variance(target),
+        solver_residual=solves.residual if solves else 0.0,
+        indefinite=solves.indefinite if solves else 0.0,
+    )
 
 
 def refine_scale(
@@ -208,6 +194,21 @@ def reduced_chi2(likelihood: Likelihood, x: Image) -> Tensor:
     return sum(r.double().pow(2).flatten(1).sum(1) for r in residuals) / sum(n.double() for n in likelihood.good())
 
 
+def _device_of(prior: Denoiser) -> torch.device:
+    tensors = [*prior.parameters(), *prior.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _check_scale(scale: Tensor | None, batch: int) -> Tensor:
+    """The first guess of the images' rms, (B,)."""
+    if scale is None:
+        raise DiffinvError("reconstruct: a prior with a card needs scale=, a first guess of each image's rms (B,).")
+    if tuple(scale.shape) != (batch,):
+        raise ShapeError(f"reconstruct: scale has shape {tuple(scale.shape)}; give one rms an image, ({batch},).")
+    check_positive("reconstruct", "scale", scale, "give the rms of the image over the prior's field, in the image's unit.")
+    return scale
+
+
 def _prior_variance(target: Denoiser) -> Tensor | None:
     """Variance of an image of unit scale, (1, C, H, W), tiled like the prior itself."""
     if isinstance(target, Tiled):
@@ -228,7 +229,7 @@ def _run(likelihood, prior, streams, draws, method, max_batch, progress) -> Tens
     """(B · draws, *image) draws in the unit of the likelihood's argument; `streams` has B · draws rows."""
     row_image = torch.arange(len(streams) // draws).repeat_interleave(draws)
     sigmas = method.schedule.grid(method.steps)
-    device = likelihood.tensors()[0].device if likelihood.tensors() else "cpu"
+    device = _device_of(prior)
     done = []
     for start in range(0, len(row_image), max_batch):
         rows = slice(start, min(start + max_batch, len(row_image)))

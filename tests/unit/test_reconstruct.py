@@ -255,3 +255,23 @@ def test_a_field_larger_than_the_card_is_tiled_and_smaller_or_other_bands_are_re
     large = field(size=(10, 14))
     result = reconstruct(large, tiny, draws=2, method=QUICK, scale=torch.tensor([1.0, 4.0]))
     assert result.samples.shape == (2, 2, 1, 10, 14) and result.information.shape == (2, 1, 10, 14)
+
+
+def test_a_scale_is_checked_at_the_door(tiny: Prior) -> None:
+    for scale, expected in ((torch.tensor([1.0]), "shape"), (torch.tensor([1.0, float("nan")]), "finite")):
+        with pytest.raises(DiffinvError, match=expected):
+            reconstruct(field(), tiny, draws=1, method=QUICK, scale=scale)
+    with pytest.raises(DiffinvError, match="own unit"):
+        run(scale=torch.ones(2))
+
+
+class Backwards(Denoiser):
+    """A denoiser whose Jacobian is negative: no covariance at all."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return -0.1 * x
+
+
+def test_solves_that_meet_negative_curvature_are_counted() -> None:
+    assert run().indefinite == 0 and 0 < run().solver_residual < 0.1
+    assert reconstruct(data(), Backwards(), draws=2, method=METHOD).indefinite == 1
