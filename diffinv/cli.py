@@ -20,6 +20,7 @@ from diffinv import __version__
 if TYPE_CHECKING:
     from diffinv.config import Loaded, Override, SampleConfig
     from diffinv.data.layouts import InputOptions
+    from diffinv.engine.mocks import Mocks
     from diffinv.engine.reconstruct import Method
     from diffinv.priors.store import Prior
 
@@ -205,11 +206,17 @@ def _inspect(args: argparse.Namespace) -> int:
 
     config, prior = loaded.config, _prior(loaded.config)
     method = _method(loaded, prior)
-    print(
-        describe(
-            args.file, _options(config), prior, method, config.sampler.samples, config.sampler.max_batch, config.output.margin
-        )
+    text = describe(
+        args.file,
+        _options(config),
+        prior,
+        method,
+        draws=config.sampler.samples,
+        max_batch=config.sampler.max_batch,
+        margin=config.output.margin,
+        target_fwhm=config.output.target_psf,
     )
+    print(text)
     return DONE
 
 
@@ -217,13 +224,27 @@ def _simulate(args: argparse.Namespace) -> int:
     from diffinv.config import SimulateConfig, load
 
     loaded = load(SimulateConfig, args.config, _overrides(args))
-    from diffinv.engine.mocks import Mocks
-
     section = loaded.config.simulate
-    mocks = Mocks(**{name: getattr(section, name) for name in type(section).model_fields})
+    mocks = _mocks()(**{name: getattr(section, name) for name in type(section).model_fields})
     for path in mocks.write(args.out):
         print(path)
     return DONE
+
+
+def _mocks() -> type[Mocks]:
+    """The class of simulated sets.
+
+    Raises: ConfigError if GalSim is not installed.
+    """
+    from diffinv.core.checks import ConfigError
+
+    try:
+        from diffinv.engine.mocks import Mocks
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "galsim":
+            raise
+        raise ConfigError("simulate: GalSim is not installed; pip install 'diffinv[simulate]'.") from error
+    return Mocks
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -26,6 +26,11 @@ class Entry:
     path: Path
 
 
+def object_name(path: Path) -> str:
+    """The file's name without the suffixes of FITS files; all of it where nothing else would be left."""
+    return _SUFFIX.sub("", path.name) or path.name
+
+
 def find_objects(source: str | Path) -> list[Entry]:
     """The objects of a FITS file, a directory (its FITS files, not those of its folders) or a .csv catalogue, sorted by file.
 
@@ -37,11 +42,11 @@ def find_objects(source: str | Path) -> list[Entry]:
     try:
         if source.is_dir():
             paths = sorted(p for p in source.iterdir() if _SUFFIX.search(p.name) and p.is_file())
-            entries = [Entry(_SUFFIX.sub("", p.name), p) for p in paths]
+            entries = [Entry(object_name(p), p) for p in paths]
         elif source.suffix.lower() == ".csv":
             entries = _read_csv(source)
         elif source.exists():
-            entries = [Entry(_SUFFIX.sub("", source.name), source)]
+            entries = [Entry(object_name(source), source)]
         else:
             raise InputError(f"{source}: no such file or directory; give a FITS file, a directory of them, or a .csv catalogue.")
     except OSError as error:

@@ -44,6 +44,7 @@ class Plane:
 
     name, extver: EXTNAME (upper case) and EXTVER. data: native-endian array, or None. header: keyword → value.
     history: HISTORY lines. compress: write it tile-compressed (GZIP_2, lossless). comments: of cards, when writing.
+    hdu: number in the file that it was read from, 0 for the primary HDU.
     """
 
     name: str
@@ -53,16 +54,18 @@ class Plane:
     history: tuple[str, ...] = ()
     compress: bool = False
     comments: Mapping[str, str] = field(default_factory=dict)
+    hdu: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One table HDU: column name → native-endian array of N rows."""
+    """One table HDU: column name → native-endian array of N rows. hdu: number in the file that it was read from."""
 
     name: str
     columns: Mapping[str, np.ndarray]
     header: Cards
     extver: int = 1
+    hdu: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,30 +117,33 @@ def read_fits(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> FitsFile:
 def read_table(path: str | Path, hdu: int = 1) -> np.ndarray:
     """A FITS table as a structured array (N,) with native byte order.
 
-    Arguments:
-        path: the FITS file.
-        hdu: number of the extension that holds the table.
-
-    Returns:
-        A structured array (N,).
+    Arguments: path: the FITS file. hdu: number of the extension that holds the table.
+    Returns: a structured array (N,).
+    Raises: InputError as `read_fits`, or if that extension is no table with columns.
     """
-    with fits.open(path, memmap=False) as hdus:
-        data = np.asarray(hdus[hdu].data)
-        return data.astype(data.dtype.newbyteorder("="))
+    file = read_fits(path)
+    columns = next((t.columns for t in file.tables if t.hdu == hdu), {})
+    if not columns:
+        known = ", ".join(f"{t.hdu} {t.name}" for t in file.tables)
+        raise InputError(f"{path}: HDU {hdu} is no table with columns; the file's tables are: {known or 'none'}.")
+    rows = len(next(iter(columns.values())))
+    table = np.empty(rows, dtype=[(name, data.dtype, data.shape[1:]) for name, data in columns.items()])
+    for name, data in columns.items():
+        table[name] = data
+    return table
 
 
 def read_images(path: str | Path) -> list[np.ndarray]:
     """Every image extension of a FITS file, in order, as native-endian arrays.
 
-    Arguments:
-        path: the FITS file.
-
-    Returns:
-        One array per extension that holds an image; extensions without data are left out.
+    Arguments: path: the FITS file.
+    Returns: one array per extension that holds an image; extensions without data are left out.
+    Raises: InputError as `read_fits`, or if no extension holds an image.
     """
-    with fits.open(path, memmap=False) as hdus:
-        images = [np.asarray(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None]
-    return [image.astype(image.dtype.newbyteorder("=")) for image in images]
+    images = [plane.data for plane in read_fits(path).planes if plane.data is not None]
+    if not images:
+        raise InputError(f"{path}: no HDU holds an image; give a file of images.")
+    return images
 
 
 def encode_fits(parts: Sequence[Plane | Table]) -> bytes:
@@ -253,14 +259,15 @@ def _decode(raw: bytes) -> tuple[tuple[Plane, ...], tuple[Table, ...]]:
     planes: list[Plane] = []
     tables: list[Table] = []
     with fits.open(io.BytesIO(raw), memmap=False) as hdus:
-        for hdu in hdus:
+        for number, hdu in enumerate(hdus):
             name, cards = hdu.name.upper(), _cards(hdu.header)
             if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU)) and not isinstance(hdu, fits.CompImageHDU):
                 columns = {c: _native(hdu.data[c]) for c in hdu.columns.names} if hdu.data is not None else {}
-                tables.append(Table(name, columns, cards, hdu.ver))
+                tables.append(Table(name, columns, cards, hdu.ver, number))
             elif hdu.is_image:
                 data = None if hdu.data is None else _native(hdu.data)
-                planes.append(Plane(name, data, cards, hdu.ver, tuple(str(line) for line in hdu.header.get("HISTORY", ()))))
+                history = tuple(str(line) for line in hdu.header.get("HISTORY", ()))
+                planes.append(Plane(name, data, cards, hdu.ver, history, hdu=number))
     return tuple(planes), tuple(tables)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffinv.core.checks import InputError
 from diffinv.data.grids import SkyGrid, output_grid
 from diffinv.data.observation import Band
-from diffinv.data.psf import difference_kernel, gaussian_stamp
+from diffinv.data.psf import difference_kernel
 from diffinv.likelihood import Joint, Likelihood, Observation
 from diffinv.noise.base import Noise
 from diffinv.noise.correlated import CorrelatedGaussian
@@ -58,12 +58,6 @@ class Field:
         """The output grid: the canvas without its margin."""
         return self.canvas.padded(-self.margin)
 
-    @property
-    def target_psf(self) -> np.ndarray:
-        """The PSF of x on its own pixels, sum 1, odd side."""
-        pixels = self.target_fwhm / self.canvas.pixel_scale
-        return gaussian_stamp(pixels, 2 * int(np.ceil(2 * pixels)) + 1)
-
     def inner(self, images: Tensor) -> Tensor:
         """Images (…, H + 2m, W + 2m) of the canvas cut to the output grid (…, H, W)."""
         (height, width), m = self.grid.shape, self.margin
@@ -78,18 +72,20 @@ def build_field(
     margin: int,
     mixing: np.ndarray | None = None,
     smallest: int = 1,
+    grid: SkyGrid | None = None,
 ) -> Field:
     """The likelihood of one image given all of `bands` together (exposures or instruments of a band; or bands that mix).
 
     Arguments:
-        bands: checked bands; the first sets the output grid.
+        bands: checked bands; the first sets the output grid where `grid` gives none.
         pixel_scale: of the output, arcsec. target_fwhm: of the output's Gaussian PSF, arcsec; 0 deconvolves fully.
         margin: output pixels added on every side. mixing: (len(bands), C), weight of each channel of x in each band; None: C = 1.
         smallest: least side of the canvas in pixels (the prior's field); the margin grows until it is reached.
+        grid: of the output, with pixels of `pixel_scale`.
     Returns: the field.
     Raises: InputError if the bands do not share coordinates, or are sharper than the target.
     """
-    grid = output_grid(bands[0].grid, pixel_scale)
+    grid = output_grid(bands[0].grid, pixel_scale) if grid is None else grid
     margin = max(margin, -(-(smallest - min(grid.shape)) // 2))
     canvas = grid.padded(margin)
     weights = np.ones((len(bands), 1)) if mixing is None else np.asarray(mixing, dtype=np.float64)

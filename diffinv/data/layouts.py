@@ -1,9 +1,11 @@
-"""How FITS files are laid out: from HDUs to raw bands, one function a layout, nothing judged yet.
+"""How FITS files are laid out: from HDUs to raw bands, nothing judged yet.
 
-* observation file, HST, JWST: `SCI` with `VAR` or `ERR`, optional `DQ`, `PSF`, `NOISECOR`, matched by EXTVER;
-* LSST, HSC: `IMAGE`, `MASK`, `VARIANCE`; mask planes are the bits named by MP_* cards;
-* anything else: the first image with two or three axes, (y, x) or (band, y, x).
-`SCI` planes may be cubes too. What the file does not say comes from `InputOptions`, and what neither says stays None.
+* observation file, HST, JWST: every `SCI`; LSST, HSC: every `IMAGE`;
+* anything else: the one image with two or three axes, (y, x) or (band, y, x), in the primary HDU or an extension;
+* with `InputOptions.hdu`: the HDU of that number in the file, or all HDUs of that name.
+Each comes with its companions, matched by EXTVER and of one shape with it: `VAR`, `VARIANCE` or `ERR`, `DQ` and `MASK` (planes
+are the bits named by MP_* cards), `PSF`, `NOISECOR`. Image planes may be cubes. What the file does not say comes from
+`InputOptions`, and what neither says stays None.
 
 DQ: every non-zero value is bad (`InputOptions.dq_bits` selects bits); JWST flags good pixels too, so that there bit 0
 (DO_NOT_USE) decides. Mask planes: BAD, SAT, NO_DATA, EDGE, CR and UNMASKEDNAN are bad; DETECTED, INTRP, SUSPECT and the like are
@@ -23,7 +25,8 @@ from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Value, read_fi
 
 BAD_PLANES = ("BAD", "SAT", "NO_DATA", "EDGE", "CR", "UNMASKEDNAN")
 _SATURATION_BITS = {"HST": 256 | 2048, "JWST": 2}
-_FLAGS = ("DQ", "MASK")
+_INTEGERS = ("DQ", "MASK")
+_COMPANIONS = ("VAR", "VARIANCE", "ERR", "DQ", "MASK", "PSF", "NOISECOR")
 _NO_FILTER = ("", "CLEAR", "CLEAR1L", "CLEAR2L", "CLEAR1S", "CLEAR2S", "N/A")
 
 
@@ -34,7 +37,8 @@ class InputOptions:
     psf, variance: FITS files with one plane a band. noise_std: σ of a pixel, one number or one a band, in the image's unit.
     psf_oversample, psf_kind, psf_norm: override OVERSAMP, PSFKIND, PSFNORM. bands: names, in order of the planes.
     unit: BUNIT. pixel_scale: arcsec. zeropoint: magnitude of one unit. dq_bits: bits of DQ that mean bad. mask_planes: names
-    of mask planes that mean bad. hdu: which HDU holds the image, by number or name. max_pixels: limit on what is read.
+    of mask planes that mean bad. hdu: which HDU holds the image, by number in the file (0: primary, tables count) or by name.
+    max_pixels: limit on what is read.
     """
 
     psf: Path | None = None
@@ -78,37 +82,42 @@ def read_bands(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
 
     Raises: InputError if there is no image, or the parts do not fit together.
     """
-    names = {p.name for p in file.planes if p.data is not None}
-    if options.hdu is not None:
-        bands = _plain(file, _chosen(file, options.hdu))
-    elif {"IMAGE", "VARIANCE"} <= names:
-        bands = _lsst(file, options)
-    elif "SCI" in names:
-        bands = _sci(file, options)
-    else:
-        bands = _plain(file, _first_image(file))
+    bands = tuple(_bands(file, _image_planes(file, options.hdu), options))
     bands = _with_psfs(_with_noise(bands, options), options)
     return _with_names(bands, options)
 
 
-def _sci(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
-    sci = file.named("SCI")
+def _image_planes(file: FitsFile, hdu: int | str | None) -> list[Plane]:
+    """The HDUs that hold the measured image: the chosen ones, or all called SCI or IMAGE, or the only image there is."""
+    if hdu is not None:
+        return _chosen(file, hdu)
+    found = {name: planes for name in ("SCI", "IMAGE") if (planes := file.named(name))}
+    if len(found) > 1:
+        raise InputError("the file has both SCI and IMAGE; say which one to read with input.hdu.")
+    if found:
+        return next(iter(found.values()))
+    first = _first_image(file, skip=_COMPANIONS)
+    twins = [p for p in file.planes if p.data is not None and p.name not in _COMPANIONS and p.data.shape == first.data.shape]
+    if len(twins) > 1:
+        raise InputError(f"HDUs {_listed(twins)} hold images of one shape; choose with input.hdu, or call exposures SCI.")
+    return [first]
+
+
+def _bands(file: FitsFile, planes: Sequence[Plane], options: InputOptions) -> list[RawBand]:
+    """The bands of the image planes, each with the companions of its EXTVER."""
+    parts = {name: _matched(file, planes, name, options) for name in _COMPANIONS}
     bands: list[RawBand] = []
-    parts = {name: _matched(file, sci, name) for name in ("VAR", "ERR", "DQ", "PSF", "NOISECOR")}
-    for number, plane in enumerate(sci):
-        own = {name: planes[number] for name, planes in parts.items()}
+    for number, plane in enumerate(planes):
+        own = {name: found[number] for name, found in parts.items()}
         header = {**file.primary, **plane.header}
-        images = _images(plane)
-        variance = _alike(own["VAR"], plane) if own["VAR"] else [_square(e) for e in _alike(own["ERR"], plane)]
-        bits, notes = _dq_bits(header, options)
-        flags = [f.astype(np.int64) for f in _alike(own["DQ"], plane)]
-        full = _SATURATION_BITS.get(str(header.get("TELESCOP", "")).strip().upper(), 0)
-        stamps = _images(own["PSF"]) if own["PSF"] else []
-        correlation = _images(own["NOISECOR"])[0] if own["NOISECOR"] else None
+        images, stamps = _images(plane), _images(own["PSF"]) if own["PSF"] else []
+        variance = _alike(own["VAR"] or own["VARIANCE"], plane) or [_square(e) for e in _alike(own["ERR"], plane)]
+        bad, saturated, notes = _flags(own["DQ"], own["MASK"], plane, header, options)
         if stamps and len(stamps) != len(images):
-            raise InputError(
-                f"PSF,{plane.extver} has {len(stamps)} stamps but SCI,{plane.extver} {len(images)} bands; give one a band."
-            )
+            name = f"{plane.name},{plane.extver}"
+            raise InputError(f"PSF,{plane.extver} has {len(stamps)} stamps but {name} {len(images)} bands; give one a band.")
+        if options.hdu is not None and (used := [f"{n},{plane.extver}" for n, p in own.items() if p]):
+            notes += (f"input.hdu: {plane.name},{plane.extver} is read with {', '.join(used)}",)
         for k, image in enumerate(images):
             bands.append(
                 RawBand(
@@ -116,59 +125,68 @@ def _sci(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
                     image,
                     header,
                     variance=variance[k] if variance else None,
-                    bad=(flags[k] & bits) != 0 if flags else None,
-                    saturated=(flags[k] & full) != 0 if flags else None,
+                    bad=bad[k] if bad else None,
+                    saturated=saturated[k] if saturated else None,
                     psf=stamps[k] if stamps else None,
                     psf_header=own["PSF"].header if own["PSF"] else {},
-                    correlation=correlation,
-                    notes=notes if flags else (),
+                    correlation=_images(own["NOISECOR"])[0] if own["NOISECOR"] else None,
+                    notes=notes,
                 )
             )
-    return tuple(bands)
+    return bands
 
 
-def _lsst(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
-    image = file.named("IMAGE")[0]
-    header = {**file.primary, **image.header}
-    bad = saturated = None
+def _flags(
+    dq: Plane | None, mask: Plane | None, image: Plane, header: Cards, options: InputOptions
+) -> tuple[list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
+    """(bad, saturated, notes), an array a band or none at all; DQ and MASK add up where there are both."""
+    bad: list[np.ndarray] = []
+    saturated: list[np.ndarray] = []
     notes: tuple[str, ...] = ()
-    if masks := file.named("MASK"):
-        flags = _alike(masks[0], image)[0].astype(np.int64)
-        planes = {k[3:]: int(v) for k, v in {**file.primary, **masks[0].header}.items() if k.startswith("MP_")}
-        if not planes:
-            raise InputError("MASK has no MP_* cards that name its bits; say which planes are bad with another file, or use DQ.")
-        if unknown := set(options.mask_planes or ()) - set(planes):
-            raise InputError(f"mask plane {sorted(unknown)[0]} is unknown; the file has {', '.join(sorted(planes))}.")
-        chosen = [p for p in (options.mask_planes or BAD_PLANES) if p in planes]
-        bad = (flags & sum(1 << planes[p] for p in chosen)) != 0
-        saturated = (flags & (1 << planes["SAT"])) != 0 if "SAT" in planes else None
-        notes = (f"bad mask planes: {', '.join(chosen)}",)
-    variance = _alike(file.named("VARIANCE")[0], image)[0]
-    psf = file.named("PSF")
-    stamp, cards = (_images(psf[0])[0], psf[0].header) if psf else (None, {})
-    name = _header_band(header, 0, 1)
-    return (RawBand(name, _images(image)[0], header, variance, bad, saturated, stamp, cards, None, notes),)
+    if dq is not None:
+        bits, notes = _dq_bits(header, options)
+        full = _SATURATION_BITS.get(str(header.get("TELESCOP", "")).strip().upper(), 0)
+        flags = [f.astype(np.int64) for f in _alike(dq, image)]
+        bad, saturated = [(f & bits) != 0 for f in flags], [(f & full) != 0 for f in flags]
+    if mask is not None:
+        bits, full, chosen = _mask_bits({**header, **mask.header}, options)
+        flags = [f.astype(np.int64) for f in _alike(mask, image)]
+        none = [np.zeros(f.shape, dtype=bool) for f in flags]
+        bad = [b | ((f & bits) != 0) for b, f in zip(bad or none, flags, strict=True)]
+        saturated = [s | ((f & full) != 0) for s, f in zip(saturated or none, flags, strict=True)]
+        notes += (f"bad mask planes: {', '.join(chosen)}",)
+    return bad, saturated, notes
 
 
-def _plain(file: FitsFile, plane: Plane) -> tuple[RawBand, ...]:
-    images, header = _images(plane), {**file.primary, **plane.header}
-    return tuple(RawBand(_header_band(header, k, len(images)), image, header) for k, image in enumerate(images))
+def _mask_bits(header: Cards, options: InputOptions) -> tuple[int, int, list[str]]:
+    """(bits that are bad, bit of saturation, names of the bad planes) of a MASK."""
+    planes = {k[3:]: int(v) for k, v in header.items() if k.startswith("MP_")}
+    if not planes:
+        raise InputError("MASK has no MP_* cards that name its bits; add them, or call it DQ if all that is not zero is bad.")
+    if unknown := set(options.mask_planes or ()) - set(planes):
+        raise InputError(f"mask plane {sorted(unknown)[0]} is unknown; the file has {', '.join(sorted(planes))}.")
+    chosen = [p for p in (options.mask_planes or BAD_PLANES) if p in planes]
+    return sum(1 << planes[p] for p in chosen), 1 << planes["SAT"] if "SAT" in planes else 0, chosen
 
 
-def _first_image(file: FitsFile) -> Plane:
+def _first_image(file: FitsFile, *, skip: Sequence[str] = ()) -> Plane:
     for plane in file.planes:
-        if plane.data is not None and plane.data.squeeze().ndim in (2, 3):
+        if plane.data is not None and plane.name not in skip and plane.data.squeeze().ndim in (2, 3):
             return plane
     raise InputError("no image: no HDU has two or three axes; give a file with SCI, IMAGE or a plain image.")
 
 
-def _chosen(file: FitsFile, hdu: int | str) -> Plane:
-    """By number among the image HDUs, or by name."""
-    found = file.named(hdu.upper()) if isinstance(hdu, str) else [p for p in file.planes[hdu : hdu + 1] if p.data is not None]
+def _chosen(file: FitsFile, hdu: int | str) -> list[Plane]:
+    """By number as in the file (0 is the primary HDU, tables count), or all of a name."""
+    with_data = [p for p in file.planes if p.data is not None]
+    found = file.named(hdu.upper()) if isinstance(hdu, str) else [p for p in with_data if p.hdu == hdu]
     if not found:
-        known = ", ".join(f"{k} {p.name}" for k, p in enumerate(file.planes) if p.data is not None)
-        raise InputError(f"input.hdu = {hdu}: no such image; the file has {known or 'none'}.")
-    return found[0]
+        raise InputError(f"input.hdu = {hdu}: no such image; the file has {_listed(with_data) or 'none'}.")
+    return found
+
+
+def _listed(planes: Sequence[Plane]) -> str:
+    return ", ".join(f"{p.hdu} {p.name}" for p in planes)
 
 
 def _images(plane: Plane) -> list[np.ndarray]:
@@ -179,17 +197,20 @@ def _images(plane: Plane) -> list[np.ndarray]:
     if data.ndim not in (2, 3):
         raise InputError(f"{plane.name},{plane.extver} has {data.ndim} axes {data.shape}; give (y, x) or (band, y, x).")
     images = list(data) if data.ndim == 3 else [data]
-    return images if plane.name in _FLAGS else [image.astype(np.float64) for image in images]
+    return images if plane.name in _INTEGERS else [image.astype(np.float64) for image in images]
 
 
-def _matched(file: FitsFile, sci: Sequence[Plane], name: str) -> list[Plane | None]:
-    """The planes called `name`, one an EXTVER of SCI, or all None."""
-    found = {p.extver: p for p in file.named(name)}
-    versions = [p.extver for p in sci]
-    if not found:
-        return [None] * len(sci)
-    if sorted(found) != sorted(versions):
-        raise InputError(f"{name} has EXTVER {sorted(found)} but SCI has {sorted(versions)}; give one a band.")
+def _matched(file: FitsFile, images: Sequence[Plane], name: str, options: InputOptions) -> list[Plane | None]:
+    """The planes called `name`, one an EXTVER of the images, or all None; those of images that were not chosen may be there."""
+    versions = [p.extver for p in images]
+    planes = [p for p in file.named(name) if p not in images]
+    if not planes:
+        return [None] * len(images)
+    wanted = [p for p in planes if options.hdu is None or p.extver in versions]
+    if sorted(p.extver for p in wanted) != sorted(versions):
+        there = sorted(p.extver for p in planes)
+        raise InputError(f"{name} has EXTVER {there} but {images[0].name} has {sorted(versions)}; give one a band.")
+    found = {p.extver: p for p in wanted}
     return [found[v] for v in versions]
 
 

@@ -1,13 +1,15 @@
 """Measured images of one object: what a file holds after everything has been checked, and what was noted on the way.
 
 Bad pixels (DQ or mask, NaN, infinite, variance ≤ 0, saturated) get `good = False` and keep the value that the file holds.
-A band is refused if more than half of its pixels are bad, if it is constant, or if its PSF is missing or unusable.
+A band is refused if more than half of its pixels are bad, if it is constant, if its PSF is missing or unusable, or if its unit
+is a surface brightness: the answer is flux per output pixel.
 Without a variance the noise is estimated from the sky. The sky level itself is reported and never subtracted.
 Invariant: every band of a `SkyObservation` has a finite positive variance and a finite value wherever it is good.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from diffinv.core.checks import InputError
+from diffinv.data.catalog import object_name
 from diffinv.data.fits import read_fits
 from diffinv.data.grids import SkyGrid
 from diffinv.data.layouts import InputOptions, RawBand, read_bands
@@ -22,6 +25,11 @@ from diffinv.data.psf import PointSpread, PsfKind, check_psf, check_psf_scale
 
 MOST_BAD = 0.5
 _PLATEAU = 5  # pixels that share the largest value
+_SAME_MAGNITUDE = 1e-6
+_SOLID_ANGLE = re.compile(  # in lower case: sr, arcsec2, sqdeg, mas^-2, beam, …
+    r"(?<![a-z])(?:sq)?(?:[munµμ]?sr|ster\w*|[munµμ]?arc ?sec\w*|asec|arc ?min\w*|mas|deg(?:ree)?s?|beam"
+    r"|(?:as|rad)(?=[\s^*(_-]*2))(?![a-z])"
+)
 _MAD_TO_SIGMA = 1.4826022185056018  # of a normal distribution
 
 
@@ -80,8 +88,7 @@ def read_observation(path: str | Path, options: InputOptions, *, object_id: str 
     except InputError as error:
         named = tuple(str(p) for p in (path, options.psf, options.variance) if p is not None)
         raise error if str(error).startswith(named) else InputError(f"{path}: {error}") from error
-    name = path.name.removesuffix(".gz").removesuffix(".fz").removesuffix(".fits").removesuffix(".fit")
-    return SkyObservation(object_id if object_id is not None else name, path, bands, file.sha256, file.notes)
+    return SkyObservation(object_id if object_id is not None else object_name(path), path, bands, file.sha256, file.notes)
 
 
 def check_bands(raw: Sequence[RawBand], options: InputOptions) -> tuple[Band, ...]:
@@ -116,6 +123,7 @@ def _check_band(raw: RawBand, options: InputOptions) -> Band:
     if options.unit is not None and unit and unit != options.unit:
         raise InputError(f"unit mismatch: BUNIT is {unit} but input.unit says {options.unit}; correct one of them.")
     unit = options.unit if options.unit is not None else unit
+    _check_unit(unit)
     return Band(
         name=str(raw.name),
         image=raw.image,
@@ -199,10 +207,24 @@ def _pixel_note(good: np.ndarray, saturated: np.ndarray) -> tuple[str, ...]:
     return (*notes, f"{np.count_nonzero(saturated)} saturated pixels") if saturated.any() else notes
 
 
+def _check_unit(unit: str) -> None:
+    """Only flux per pixel scales with the area of a pixel; a unit that names an angle or a beam is per solid angle."""
+    if _SOLID_ANGLE.search(unit.lower()):
+        raise InputError(
+            f"the unit {unit} is a surface brightness, not flux per pixel; multiply the image by the pixel area (JWST: PIXAR_SR) "
+            "and the variance by its square, and set BUNIT."
+        )
+
+
 def _zeropoint(card: object, options: InputOptions) -> float | None:
-    if options.zeropoint is not None:
-        return float(options.zeropoint)
-    return float(card) if isinstance(card, (int, float)) else None
+    if card is not None and not isinstance(card, (int, float)):
+        raise InputError(f"ZEROPNT is {card!r}; it must be the magnitude of one unit, a number.")
+    if None not in (card, options.zeropoint) and abs(card - options.zeropoint) > _SAME_MAGNITUDE:
+        raise InputError(
+            f"zero point mismatch: ZEROPNT is {card:g} but input.zeropoint says {options.zeropoint:g}; correct one of them."
+        )
+    known = card if card is not None else options.zeropoint
+    return None if known is None else float(known)
 
 
 def _correlation(stamp: np.ndarray | None) -> np.ndarray | None:

@@ -2,9 +2,11 @@
 
 Extensions: SCI (posterior mean), ERR (standard deviation), DQ (bits of `Quality`), Q05 … Q95, INFO, SAMPLES, a RESID, a PSF_IN
 and a DATA an exposure, PSF_OUT, CATALOG. Images are cubes (band, y, x); each has its own WCS. Fluxes are in BUNIT per output
-pixel.
+pixel; ZEROPNT is the magnitude of one BUNIT where it is known (ZPNT1, ZPNT2, … where the bands of a cube differ).
 A product is written under a temporary name in its own directory, synced, read back and compared, and renamed; the directory is
 synced last. Object names are percent-encoded, so that no name can lead out of the output directory.
+A product may be as large as its samples: it is read whole if it has at most `MAX_PIXELS` pixels or as many as the file has
+bytes. One beyond `MAX_PIXELS` is written without compression, so that every product that was written can be read.
 Invariant: a pixel whose mean or standard deviation is not finite has NODATA set.
 """
 
@@ -13,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -22,7 +24,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
-from diffinv.data.fits import MAX_PIXELS, Cards, Plane, Table, Value, encode_fits, read_fits
+from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Table, Value, encode_fits, read_fits
 from diffinv.data.grids import SkyGrid
 
 LEVELS = (0.05, 0.16, 0.50, 0.84, 0.95)
@@ -99,7 +101,8 @@ class Product:
     mean, std: (C, H, W) in `unit`. quality: (C, H, W) bits. quantiles: level → (C, H, W); those that the draws cannot hold are
     not written. information: (C, H, W) data-informativeness, or None. samples: (M, C, H, W), or None.
     exposures: residuals and PSFs. target_psf: (S, S), on output pixels. catalog: column → rows. notes: for the history.
-    truth: (C, H, W) in `unit`, of a simulation, or None.
+    truth: (C, H, W) in `unit`, of a simulation, or None. zeropoint: magnitude of one unit, one a band (None where unknown), or
+    None if no band has one.
     """
 
     object_id: str
@@ -118,6 +121,7 @@ class Product:
     catalog: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     truth: np.ndarray | None = None
+    zeropoint: tuple[float | None, ...] | None = None
 
 
 def holds_quantile(level: float, draws: int) -> bool:
@@ -162,15 +166,19 @@ def write_product(path: str | Path, product: Product) -> None:
 
     Raises: DiffinvError if its parts do not fit together, or the file read back differs; OSError if the disk refuses.
     """
-    payload = encode_fits(_parts(product))
-
-    def verify(written: Path) -> None:
-        read_product(written, max_pixels=max(MAX_PIXELS, len(payload)))
-
-    write_atomically(path, payload, verify=verify)
+    parts = _parts(product)
+    if _claimed(parts) > MAX_PIXELS:
+        parts = [replace(p, compress=False) if isinstance(p, Plane) else p for p in parts]
+    write_atomically(path, encode_fits(parts), verify=read_product)
 
 
-def write_atomically(path: str | Path, payload: bytes, *, verify: Callable[[Path], None] | None = None) -> None:
+def _claimed(parts: Sequence[Plane | Table]) -> int:
+    """Pixels of the planes and bytes of the tables."""
+    planes = sum(p.data.size for p in parts if isinstance(p, Plane) and p.data is not None)
+    return planes + sum(np.asarray(c).nbytes for p in parts if isinstance(p, Table) for c in p.columns.values())
+
+
+def write_atomically(path: str | Path, payload: bytes, *, verify: Callable[[Path], object] | None = None) -> None:
     """Temporary name in the same directory → fsync → read back and compare → `os.replace` → fsync of the directory.
 
     Arguments: verify: called with the temporary file; what it raises stops the write.
@@ -203,6 +211,8 @@ def _sync_directory(path: Path) -> None:
 
 def _parts(product: Product) -> list[Plane | Table]:
     shape = (len(product.bands), *product.grid.shape)
+    if product.zeropoint is not None and len(product.zeropoint) != len(product.bands):
+        raise DiffinvError(f"product {product.object_id!r}: {len(product.zeropoint)} zero points, not {len(product.bands)}.")
     cubes = {"mean": product.mean, "std": product.std, "quality": product.quality, "information": product.information}
     cubes["truth"] = product.truth
     for name, cube in {**cubes, **{f"quantile {p:g}": q for p, q in product.quantiles.items()}}.items():
@@ -212,7 +222,7 @@ def _parts(product: Product) -> list[Plane | Table]:
         expected = (product.provenance.draws, *shape)
         raise DiffinvError(f"product {product.object_id!r}: samples are {product.samples.shape}, not {expected}.")
     cards = {**product.grid.image_cards(("BAND",)), **_band_cards(product.bands)}
-    flux = {**cards, "BUNIT": product.unit} if product.unit else cards
+    flux = {**cards, **_flux_cards(product)}
     parts: list[Plane | Table] = [_primary(product)]
     parts += [Plane("SCI", _single(product.mean), flux), Plane("ERR", _single(product.std), flux)]
     broken = ~(np.isfinite(product.mean) & np.isfinite(product.std))
@@ -224,8 +234,7 @@ def _parts(product: Product) -> list[Plane | Table]:
     if product.information is not None:
         parts.append(Plane("INFO", _single(product.information), cards))
     if product.samples is not None:
-        draw_cards = {**product.grid.image_cards(("BAND", "DRAW")), **_band_cards(product.bands)}
-        draw_cards |= {"BUNIT": product.unit} if product.unit else {}
+        draw_cards = {**product.grid.image_cards(("BAND", "DRAW")), **_band_cards(product.bands), **_flux_cards(product)}
         parts.append(Plane("SAMPLES", _single(product.samples), draw_cards, compress=True))
     if product.truth is not None:
         parts.append(Plane("TRUTH", _single(product.truth), flux))
@@ -244,8 +253,8 @@ def _exposure_parts(product: Product) -> list[Plane]:
         parts.append(Plane("RESID", _single(exposure.residual), {**exposure.grid.image_cards(), **cards}, number))
         parts.append(Plane("PSF_IN", _single(exposure.psf), {**stamp.image_cards(), **cards}, number))
         if exposure.image is not None:
-            unit = {"BUNIT": product.unit} if product.unit else {}
-            parts.append(Plane("DATA", _single(exposure.image), {**exposure.grid.image_cards(), **cards, **unit}, number))
+            flux = {**exposure.grid.image_cards(), **cards, **_flux_cards(product, exposure.band)}
+            parts.append(Plane("DATA", _single(exposure.image), flux, number))
     if product.target_psf is not None:
         stamp = SkyGrid.linear(product.target_psf.shape, product.grid.pixel_scale)
         parts.append(Plane("PSF_OUT", _single(product.target_psf), stamp.image_cards()))
@@ -271,6 +280,16 @@ def _band_cards(bands: tuple[str, ...]) -> dict[str, Value]:
     return {"BAND": _ascii(bands[0]), **cards} if len(bands) == 1 else cards
 
 
+def _flux_cards(product: Product, band: str | None = None) -> dict[str, Value]:
+    """Unit and zero point of a cube of all bands, or of an image of one."""
+    cards: dict[str, Value] = {"BUNIT": product.unit} if product.unit else {}
+    known = dict(zip(product.bands, product.zeropoint or (None,) * len(product.bands), strict=True))
+    points = list(known.values()) if band is None else [known.get(band)]
+    if len(set(points)) == 1:
+        return cards if points[0] is None else {**cards, "ZEROPNT": float(points[0])}
+    return cards | {f"ZPNT{k}": float(point) for k, point in enumerate(points, start=1) if point is not None}
+
+
 def _ascii(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 
@@ -279,49 +298,95 @@ def _single(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def read_product(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Product:
+def read_product(path: str | Path) -> Product:
     """A product as it was written (arrays in float32).
 
-    Raises: InputError if the file is damaged, or is not a product.
+    Raises: InputError if the file is damaged, or is not a whole product.
     """
-    file = read_fits(path, max_pixels=max_pixels)
-    planes = {(p.name, p.extver): p for p in file.planes}
-    if "OBJID" not in file.primary or any((name, 1) not in planes for name in ("SCI", "ERR", "DQ")):
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    file = read_fits(path, max_pixels=max(MAX_PIXELS, size))
+    there = {(p.name, p.extver) for p in file.planes if p.data is not None}
+    if "OBJID" not in file.primary or not {("SCI", 1), ("ERR", 1), ("DQ", 1)} <= there:
         raise InputError(f"{path}: not a diffinv product (OBJID, SCI, ERR or DQ is missing).")
-    sci = planes["SCI", 1]
-    levels = {p: planes[name, 1].data for p in LEVELS if (name := f"Q{round(100 * p):02d}", 1) in planes}
+    try:
+        return _product(file)
+    except DiffinvError as error:
+        raise InputError(f"{path}: not a whole product: {error}") from error
+
+
+def _product(file: FitsFile) -> Product:
+    planes = {(p.name, p.extver): p for p in file.planes if p.data is not None}
+    sci, provenance = _plane(planes, "SCI", axes=3), _provenance(file.primary)
+    shape, levels = sci.data.shape, {p: f"Q{round(100 * p):02d}" for p in LEVELS}
+    cubes = {n: _plane(planes, n, shape=shape).data for n in ("ERR", "DQ", "INFO", "TRUTH", *levels.values()) if (n, 1) in planes}
+    if cubes["DQ"].dtype.kind not in "iu":
+        raise InputError(f"DQ holds {cubes['DQ'].dtype}; expected integers.")
+    draws = (provenance.draws, *shape)
     tables = [t for t in file.tables if t.name == "CATALOG"]
     return Product(
-        object_id=unquote(str(file.primary["OBJID"]), errors="surrogatepass"),
-        bands=tuple(str(sci.header[f"BAND{k + 1}"]) for k in range(sci.data.shape[0])),
+        object_id=unquote(_card(file.primary, "OBJID", str), errors="surrogatepass"),
+        bands=tuple(_card(sci.header, f"BAND{k + 1}", str) for k in range(shape[0])),
         unit=str(sci.header.get("BUNIT", "")),
         grid=_grid(sci),
         mean=sci.data,
-        std=planes["ERR", 1].data,
-        quality=planes["DQ", 1].data,
-        provenance=_provenance(file.primary),
-        quantiles=levels,
-        information=planes["INFO", 1].data if ("INFO", 1) in planes else None,
-        samples=planes["SAMPLES", 1].data if ("SAMPLES", 1) in planes else None,
-        exposures=tuple(_exposure(p, planes["PSF_IN", p.extver], planes.get(("DATA", p.extver))) for p in file.named("RESID")),
-        target_psf=planes["PSF_OUT", 1].data if ("PSF_OUT", 1) in planes else None,
+        std=cubes["ERR"],
+        quality=cubes["DQ"],
+        provenance=provenance,
+        quantiles={p: cubes[name] for p, name in levels.items() if name in cubes},
+        information=cubes.get("INFO"),
+        samples=_plane(planes, "SAMPLES", shape=draws).data if ("SAMPLES", 1) in planes else None,
+        exposures=tuple(_exposure(planes, p.extver) for p in file.named("RESID")),
+        target_psf=_plane(planes, "PSF_OUT", axes=2).data if ("PSF_OUT", 1) in planes else None,
         catalog=tables[0].columns if tables else {},
         notes=file.planes[0].history,
-        truth=planes["TRUTH", 1].data if ("TRUTH", 1) in planes else None,
+        truth=cubes.get("TRUTH"),
+        zeropoint=_zeropoint(sci.header, shape[0]),
     )
 
 
+def _plane(
+    planes: Mapping[tuple[str, int], Plane],
+    name: str,
+    extver: int = 1,
+    *,
+    axes: int | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Plane:
+    """A plane that must be there with this number of axes, or this shape."""
+    if (name, extver) not in planes:
+        raise InputError(f"{name},{extver} is missing; write the product again.")
+    found = planes[name, extver].data.shape
+    if len(found) != (len(found) if axes is None else axes) or (shape is not None and found != shape):
+        raise InputError(f"{name},{extver} is {found}; expected {f'{axes} axes' if shape is None else shape}.")
+    return planes[name, extver]
+
+
+def _card(cards: Cards, key: str, kind: type[str] | type[int] | type[float]) -> str | int | float:
+    """A card that must be there with this type; an integer is a float too."""
+    value = cards.get(key)
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+        raise InputError(f"{key} is {'missing' if value is None else repr(value)}; expected {kind.__name__}.")
+    return value
+
+
 def _provenance(cards: Cards) -> Provenance:
-    values = {name: cards.get(card) for card, (name, _) in _PRIMARY.items()}
-    chi2 = values["chi2"]
-    return Provenance(**{**values, "chi2": float("nan") if chi2 is None else float(chi2)})
+    kinds = {"draws": int, "seed": int, "network_calls": float, "chi2": float, "target_fwhm": float}
+    known = {"CHI2": float("nan"), **cards}
+    return Provenance(**{name: _card(known, card, kinds.get(name, str)) for card, (name, _) in _PRIMARY.items()})
 
 
-def _exposure(residual: Plane, psf: Plane, data: Plane | None) -> Exposure:
-    cards, scale = residual.header, float(psf.header["CDELT1"])
-    band, instrument = str(cards["BAND"]), str(cards.get("INSTRUME", ""))
-    image = None if data is None else data.data
+def _exposure(planes: Mapping[tuple[str, int], Plane], number: int) -> Exposure:
+    residual, psf = (_plane(planes, name, number, axes=2) for name in ("RESID", "PSF_IN"))
+    scale = float(_card(psf.header, "CDELT1", float))
+    band, instrument = _card(residual.header, "BAND", str), str(residual.header.get("INSTRUME", ""))
+    image = _plane(planes, "DATA", number, shape=residual.data.shape).data if ("DATA", number) in planes else None
     return Exposure(band, instrument, residual.data, _grid(residual), psf.data, scale, image)
+
+
+def _zeropoint(cards: Cards, bands: int) -> tuple[float | None, ...] | None:
+    keys = ["ZEROPNT" if "ZEROPNT" in cards else f"ZPNT{k + 1}" for k in range(bands)]
+    found = tuple(float(_card(cards, key, float)) if key in cards else None for key in keys)
+    return None if all(point is None for point in found) else found
 
 
 def _grid(plane: Plane) -> SkyGrid:

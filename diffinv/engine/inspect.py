@@ -1,41 +1,58 @@
 """What a file holds and what sampling it would cost, before anything is sampled.
 
 Time and memory are measured on one tile: the time of a forward and a backward pass, and the bytes that the forward pass
-keeps for the backward one. A draw makes at most `steps × (iterations + 2)` passes, forward or backward.
+keeps for the backward one. A step of the sampler makes one evaluation of the guidance or two, its start one more; an
+evaluation makes at most `iterations + 2` passes, forward or backward; pilot draws find the flux scale.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from diffinv.core.linalg import dot
+from diffinv.core.rng import Rng
+from diffinv.core.types import Image, Sigma
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import Band, read_observation
 from diffinv.engine.methods import describe_method
-from diffinv.engine.objects import Channel, build_channels
-from diffinv.engine.reconstruct import Method
+from diffinv.engine.objects import Channel, build_channels, check_target
+from diffinv.engine.reconstruct import PILOT_DRAWS, PILOT_ROUNDS, Method
 from diffinv.guidance.moment_matching import MomentMatching
+from diffinv.priors.base import Denoiser
 from diffinv.priors.store import Prior
 from diffinv.priors.tiled import tile_starts
+from diffinv.samplers.base import sample
+from diffinv.schedules import Karras
 
 
 def describe(
-    path: Path, options: InputOptions, prior: Prior, method: Method, draws: int, max_batch: int, margin: int | None
+    path: Path,
+    options: InputOptions,
+    prior: Prior,
+    method: Method,
+    *,
+    draws: int,
+    max_batch: int,
+    margin: int | None,
+    target_fwhm: float | None,
 ) -> str:
     """What `diffinv sample` would do with a file, in lines of text.
 
-    Arguments: path, options: of the input. prior, method, draws, max_batch, margin: of the sampling.
-    Raises: InputError if the file cannot be used.
+    Arguments: path, options: of the input. prior, method, draws, max_batch, margin: of the sampling. target_fwhm: arcsec, None
+        for the prior's.
+    Raises: InputError if the file cannot be used, ConfigError if the target is sharper than the prior's images.
     """
+    check_target(target_fwhm, prior.card.target_fwhm)
     observation = read_observation(path, options)
     channels = build_channels(observation, prior, margin=margin)
     lines = [f"object     {observation.object_id}", f"file       {observation.path} (sha256 {observation.sha256[:16]}…)"]
     lines += [line for band in observation.bands for line in _band_lines(band)]
-    lines += [line for channel in channels for line in _channel_lines(channel, prior)]
+    lines += [line for channel in channels for line in _channel_lines(channel, prior, target_fwhm)]
     lines.append(
         f"prior      {prior.card.name}: bands {', '.join(prior.card.bands)}, {prior.card.size}² at {prior.card.pixel_scale:g}″"
     )
@@ -59,12 +76,13 @@ def _band_lines(band: Band) -> list[str]:
     return lines + [f"  note     {note}" for note in band.notes]
 
 
-def _channel_lines(channel: Channel, prior: Prior) -> list[str]:
+def _channel_lines(channel: Channel, prior: Prior, target_fwhm: float | None) -> list[str]:
     field = channel.field
+    fwhm = field.target_fwhm if target_fwhm is None else target_fwhm
     tiles = _tiles(channel, prior.card.size)
     return [
         f"output     {'+'.join(channel.names)}: {_size(field.grid.shape)} pixels of {field.grid.pixel_scale:g}″, "
-        f"PSF {field.target_fwhm:g}″ FWHM",
+        f"PSF {fwhm:g}″ FWHM",
         f"  canvas   {_size(field.canvas.shape)} in {tiles} tile{'s' if tiles > 1 else ''}; flux scale about {field.scale:.4g}",
     ]
 
@@ -76,17 +94,46 @@ def _size(shape: tuple[int, ...]) -> str:
 def _cost_lines(channels: tuple[Channel, ...], prior: Prior, method: Method, draws: int, max_batch: int) -> list[str]:
     seconds, kept = measure_pass(prior)
     tiles = [_tiles(c, prior.card.size) for c in channels]
-    iterations = method.guidance.solver.iterations if isinstance(method.guidance, MomentMatching) else 1
-    passes = method.steps * (iterations + 2)
+    passes = most_passes(method, draws)
     rows = min(max_batch, draws * len(channels))
     weights = sum(p.numel() * p.element_size() for p in prior.parameters())
-    total = passes * (draws + 1) * sum(tiles) * seconds  # one more draw's worth finds the flux scale
+    total = passes * draws * sum(tiles) * seconds
     device = next(prior.parameters()).device.type
     memory = weights + rows * max(tiles) * kept
     return [
-        f"time       at most {_duration(total)} on this {device} ({passes} network passes a draw and tile)",
+        f"time       about {_duration(total)} on this {device} (at most {passes:.0f} network passes a draw and tile)",
         f"memory     about {memory / 2**30:.2g} GiB at {rows} rows at once (sampler.max_batch)",
     ]
+
+
+def most_passes(method: Method, draws: int) -> float:
+    """Network passes a draw and tile if no inner solve stops early, the pilot draws for the flux scale included.
+
+    Arguments: draws: of an image, which share its pilots.
+    """
+    pilot = replace(method, steps=max(8, method.steps // 4))
+    evaluations = count_evaluations(method) + count_evaluations(pilot) * PILOT_ROUNDS * PILOT_DRAWS / draws
+    passes = method.guidance.solver.iterations + 2 if isinstance(method.guidance, MomentMatching) else 2
+    return passes * evaluations
+
+
+class _Tally(Denoiser):
+    """The denoiser of the image 0, counting how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Image, sigma: Sigma) -> Image:
+        self.calls += 1
+        return torch.zeros_like(x)
+
+
+def count_evaluations(method: Method) -> int:
+    """How often a sampler asks for the posterior's denoiser, from its start to σ = 0: counted on one pixel."""
+    tally, sigmas = _Tally(), (method.schedule or Karras(0.01, 10.0)).grid(method.steps)
+    sample(method.sampler, tally, sigmas, torch.zeros(1, 1, 1, 1), Rng.for_draws(0, [0], 1))
+    return tally.calls
 
 
 def _tiles(channel: Channel, size: int) -> int:

@@ -38,6 +38,8 @@ GUIDANCES: dict[str, Callable[[PriorCard, int, float], Guidance]] = {
     "pseudo_inverse": lambda card, iterations, tol: PseudoInverse(card.sigma_data, iterations, tol),
 }
 
+_SOLVERS = {ConjugateGradients: "CG", Gmres: "GMRES"}
+
 
 def build_method(choice: Choice, card: PriorCard, *, where: Callable[[str], str] = lambda key: key) -> Method:
     """The sampler and guidance of a choice.
@@ -72,5 +74,14 @@ def _register_samplers() -> None:
 
 
 def describe_method(method: Method) -> str:
-    """`StochasticMultistep + MomentMatching, 24 steps`."""
-    return f"{type(method.sampler).__name__} + {type(method.guidance).__name__}, {method.steps} steps"
+    """`StochasticMultistep + MomentMatching(CG 12, 0.001), 24 steps`: solver, its iterations and tolerance; fits a FITS card."""
+    return f"{type(method.sampler).__name__} + {_describe_guidance(method.guidance)}, {method.steps} steps"
+
+
+def _describe_guidance(guidance: Guidance) -> str:
+    name = type(guidance).__name__
+    if isinstance(guidance, PseudoInverse):
+        return f"{name}(CG {guidance.iterations}, {guidance.tol:.2g})"
+    if isinstance(guidance, MomentMatching) and type(guidance.solver) in _SOLVERS:
+        return f"{name}({_SOLVERS[type(guidance.solver)]} {guidance.solver.iterations}, {guidance.solver.tol:.2g})"
+    return name

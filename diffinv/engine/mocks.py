@@ -16,7 +16,7 @@ from diffinv.core.checks import ConfigError
 from diffinv.data.fits import Cards, Plane, encode_fits, read_images, read_table
 from diffinv.data.galaxies import CosmosSample, Population, cosmos_sample
 from diffinv.data.products import write_atomically
-from diffinv.data.simulate import SimulatedObservation, scene_of, simulate_observation
+from diffinv.data.simulate import TRUTH_FWHM, SimulatedObservation, scene_of, simulate_observation
 from diffinv.data.surveys import EUCLID_VIS, HSC_WIDE, LSST, LSST_YEAR_1, Survey
 
 SURVEYS: dict[str, Survey] = {"lsst": LSST, "lsst_year_1": LSST_YEAR_1, "hsc_wide": HSC_WIDE, "euclid_vis": EUCLID_VIS}
@@ -65,11 +65,11 @@ class Mocks:
         try:
             table = read_table(self.cosmos / "parametric_fits.fits")
             stamps, psfs = (read_images(self.cosmos / f"hst_f814w_{what}.fits") for what in ("stamps", "psfs"))
-        except OSError as error:
+            return Population(cosmos_sample(table, stamps, psfs))
+        except (ValueError, IndexError) as error:  # an unreadable file; columns that are missing or of another shape
             raise ConfigError(
-                f"simulate.cosmos: {error.filename or self.cosmos} cannot be read; leave it out to do without."
+                f"simulate.cosmos: {self.cosmos} has no usable tables and stamps ({error}); leave it out to do without."
             ) from error
-        return Population(cosmos_sample(table, stamps, psfs))
 
     def planes(self, population: Population, number: int) -> list[Plane]:
         """The HDUs of one observation file: SCI, VAR, PSF and TRUTH a band."""
@@ -101,7 +101,7 @@ def band_planes(observed: SimulatedObservation, band: str, instrument: str, extv
         Plane("SCI", observed.image, {**data, **common, "BUNIT": "nJy"}, extver),
         Plane("VAR", observed.variance, {**data, **common, "BUNIT": "nJy2"}, extver),
         Plane("PSF", observed.psf, {"BAND": band, "OVERSAMP": 1, "PSFKIND": "effective", "PSFNORM": norm}, extver),
-        Plane("TRUTH", observed.truth, {**truth, **common, "BUNIT": "nJy"}, extver),
+        Plane("TRUTH", observed.truth, {**truth, **common, "BUNIT": "nJy", "TPSFFWHM": TRUTH_FWHM}, extver),
     ]
 
 

@@ -1,8 +1,8 @@
 """One object: from checked bands to a product.
 
 A grey prior answers band by band; bands of equal shapes travel in one batch. A prior with named bands answers all of them
-at once, and data in a band that it does not know are refused. Draws are smoothed to the target PSF when it is wider than
-that of the prior's images.
+at once, and data in a band that it does not know are refused. All bands share one output grid, that of the first in the file.
+Draws are smoothed to the target PSF when it is wider than that of the prior's images.
 Invariant: an object's draws depend on its name, its data, the prior, the method and the seed, not on its batch.
 """
 
@@ -19,23 +19,22 @@ import torch
 from torch import Tensor
 
 from diffinv.core.batched import collate
-from diffinv.core.checks import InputError, ShapeError, UnsupportedError
+from diffinv.core.checks import ConfigError, InputError, ShapeError
 from diffinv.data.fits import read_fits
 from diffinv.data.forward import Field, build_field
-from diffinv.data.grids import SkyGrid
+from diffinv.data.grids import SkyGrid, output_grid
 from diffinv.data.observation import Band, SkyObservation
 from diffinv.data.products import LEVELS, Exposure, Product, Provenance, Quality, holds_quantile
-from diffinv.data.psf import gaussian_stamp
+from diffinv.data.psf import FWHM_TO_SIGMA, gaussian_stamp
 from diffinv.engine.measure import catalog
 from diffinv.engine.methods import describe_method
 from diffinv.engine.reconstruct import Method, Result, reconstruct
-from diffinv.operators.border import ZeroBorder
-from diffinv.operators.convolution import Convolution
 from diffinv.priors.store import Prior
 from diffinv.uncertainty.quantiles import quantile
 
 GREY = ("grey",)
 CHI2_SIGMAS = 5.0
+MOST_INDEFINITE = 0.01  # of the solves, before a product says so
 INFORMED = 0.5 * math.log(2)  # nats: the data have removed half of the prior's variance in a pixel
 
 
@@ -54,7 +53,7 @@ class Answer:
 
     samples: (M, C, H, W) on the output grid. information: (C, H, W), ½ ln(prior variance / posterior variance), at the prior's
     resolution, or None. residuals: of the mean, one (h, w) an exposure. chi2: a good datum. data: how many. calls: of the network
-    a draw.
+    a draw. indefinite: share of the guidance's solves that met negative curvature.
     """
 
     samples: Tensor
@@ -63,6 +62,7 @@ class Answer:
     chi2: float
     data: int
     calls: float
+    indefinite: float
 
 
 def stable_hash(text: str) -> int:
@@ -83,19 +83,20 @@ def build_channels(observation: SkyObservation, prior: Prior, *, margin: int | N
     Raises: InputError if a band is not one of the prior's, or grids do not fit.
     """
     exposures = observation.exposures()
+    grid = output_grid(observation.bands[0].grid, prior.card.pixel_scale)
     if margin is None:
-        margin = default_margin(observation.bands, prior.card.pixel_scale, prior.card.size)
+        margin = default_margin(observation.bands, grid, prior.card.size)
     if prior.card.bands == GREY:
-        return tuple(Channel((name,), bands, _field(bands, prior, margin, None)) for name, bands in exposures.items())
+        return tuple(Channel((name,), bands, _field(bands, grid, prior, margin, None)) for name, bands in exposures.items())
     unknown = [name for name in exposures if name not in prior.card.bands]
     if unknown:
         known = ", ".join(prior.card.bands)
         raise InputError(f"band {unknown[0]}: the prior {prior.card.name} knows only {known}; name them with input.bands.")
     mixing = np.array([[float(band.name == name) for name in prior.card.bands] for band in observation.bands])
-    return (Channel(prior.card.bands, observation.bands, _field(observation.bands, prior, margin, mixing)),)
+    return (Channel(prior.card.bands, observation.bands, _field(observation.bands, grid, prior, margin, mixing)),)
 
 
-def _field(bands: Sequence[Band], prior: Prior, margin: int, mixing: np.ndarray | None) -> Field:
+def _field(bands: Sequence[Band], grid: SkyGrid, prior: Prior, margin: int, mixing: np.ndarray | None) -> Field:
     card = prior.card
     return build_field(
         bands,
@@ -104,14 +105,29 @@ def _field(bands: Sequence[Band], prior: Prior, margin: int, mixing: np.ndarray 
         margin=margin,
         mixing=mixing,
         smallest=card.size,
+        grid=grid,
     )
 
 
-def default_margin(bands: Sequence[Band], pixel_scale: float, size: int) -> int:
-    """0 where the field fits in the prior's, for one pass is then exact enough and far cheaper; else the widest PSF's FWHM."""
-    if all(round(n * band.grid.pixel_scale / pixel_scale) <= size for band in bands for n in band.grid.shape):
-        return 0
-    return max(math.ceil(band.psf.fwhm * band.grid.pixel_scale / pixel_scale) for band in bands)
+def default_margin(bands: Sequence[Band], grid: SkyGrid, size: int) -> int:
+    """Output pixels that the canvas of all bands needs around `grid`.
+
+    At least as many as give every data pixel's centre a place on the canvas, but not more than the prior's field of `size`; and
+    the widest PSF's FWHM, unless the field fits in the prior's: one pass is then exact enough and far cheaper.
+    """
+    reach = min(max(_overhang(band.grid, grid) for band in bands), size)
+    if all(round(n * band.grid.pixel_scale / grid.pixel_scale) <= size for band in bands for n in band.grid.shape):
+        return reach
+    return max(reach, *(math.ceil(band.psf.fwhm * band.grid.pixel_scale / grid.pixel_scale) for band in bands))
+
+
+def _overhang(native: SkyGrid, grid: SkyGrid) -> int:
+    """Pixels of `grid` by which the outermost pixel centres of `native` lie outside of it."""
+    affine = native.affine_to(grid)
+    corners = np.array([(r, c) for r in (0, native.shape[0] - 1) for c in (0, native.shape[1] - 1)])
+    places = corners @ affine.matrix.T + affine.offset
+    excess = max(float((-0.5 - places).max()), float((places + 0.5 - grid.shape).max()))
+    return max(0, math.ceil(excess - 1e-6))
 
 
 def answer_channels(
@@ -128,7 +144,7 @@ def answer_channels(
     """Draws for every channel, channels of one signature together.
 
     Arguments: seed: of the object. target_fwhm: arcsec, None for the prior's. progress: called with the fraction done.
-    Raises: UnsupportedError if the target is sharper than the prior's images.
+    Raises: ConfigError if the target is sharper than the prior's images.
     """
     answers: dict[int, Answer] = {}
     for group in _groups(channels):
@@ -181,21 +197,39 @@ def _answer(channel: Channel, result: Result, row: int, target_fwhm: float | Non
         chi2=float(result.chi2[row]),
         data=int(sum(int(n.sum()) for n in field.likelihood.good())),
         calls=result.network_calls,
+        indefinite=result.indefinite,
     )
 
 
 def smooth_to(samples: Tensor, field: Field, target_fwhm: float | None) -> Tensor:
-    """Images on the canvas (M, C, H, W) convolved from the prior's PSF to a wider Gaussian: FWHM² = target² − prior's²."""
+    """Images on the canvas (M, C, H, W) convolved from the prior's PSF to a wider Gaussian: FWHM² = target² − prior's².
+
+        x̂'(f) = x̂(f) exp(−2π²s²|f|²),   s the σ of the difference in pixels,
+
+    of the image with zeros around it. Pixels would not hold a stamp of a Gaussian as narrow as s can be.
+    """
+    check_target(target_fwhm, field.target_fwhm)
     if target_fwhm is None or math.isclose(target_fwhm, field.target_fwhm):
         return samples
-    if target_fwhm < field.target_fwhm:
-        raise UnsupportedError(
-            f"output.target_psf: the prior's images have {field.target_fwhm:g}″ FWHM, {target_fwhm:g}″ is sharper; "
+    spread = math.sqrt(target_fwhm**2 - field.target_fwhm**2) * FWHM_TO_SIGMA / field.canvas.pixel_scale
+    height, width = samples.shape[-2:]
+    shape = tuple(n + math.ceil(6 * spread) + 8 for n in (height, width))
+    frequencies = torch.fft.fftfreq(shape[0])[:, None], torch.fft.rfftfreq(shape[1])
+    transfer = torch.exp(-2 * (math.pi * spread) ** 2 * (frequencies[0] ** 2 + frequencies[1] ** 2)).to(samples)
+    smooth = torch.fft.irfft2(torch.fft.rfft2(samples, s=shape) * transfer, s=shape)
+    return smooth[..., :height, :width]
+
+
+def check_target(target_fwhm: float | None, prior_fwhm: float) -> None:
+    """Refuse a resolution (FWHM in arcsec, None: the prior's) that the prior's images do not have.
+
+    Raises: ConfigError if it is sharper than theirs.
+    """
+    if target_fwhm is not None and target_fwhm < prior_fwhm and not math.isclose(target_fwhm, prior_fwhm):
+        raise ConfigError(
+            f"output.target_psf: the prior's images have {prior_fwhm:g}″ FWHM, {target_fwhm:g}″ is sharper; "
             "give a wider target or a sharper prior."
         )
-    pixels = math.sqrt(target_fwhm**2 - field.target_fwhm**2) / field.canvas.pixel_scale
-    stamp = torch.from_numpy(gaussian_stamp(pixels, 2 * math.ceil(2.5 * pixels) + 1)).to(samples)
-    return Convolution(stamp[None, None], samples.shape[1], tuple(samples.shape[-2:]), ZeroBorder())(samples)
 
 
 def build_product(
@@ -205,12 +239,15 @@ def build_product(
     provenance: Provenance,
     *,
     save_samples: bool,
+    max_pixels: int,
 ) -> Product:
-    """The record of an object from the draws of its channels."""
+    """The record of an object from the draws of its channels. max_pixels: limit on reading its file again, for the truth."""
     samples = torch.cat([a.samples for a in answers], 1)
     grid, names = channels[0].field.grid, tuple(n for c in channels for n in c.names)
+    resolution = (provenance.target_fwhm, channels[0].field.target_fwhm)
     levels = [p for p in LEVELS if holds_quantile(p, len(samples))]
     bands = [(band, r) for c, a in zip(channels, answers) for band, r in zip(c.exposures, a.residuals)]
+    extra = _quantile_note(levels, len(samples))
     return Product(
         object_id=observation.object_id,
         bands=names,
@@ -226,8 +263,9 @@ def build_product(
         exposures=tuple(_exposure(band, residual) for band, residual in bands),
         target_psf=_target_psf(provenance.target_fwhm, grid.pixel_scale),
         catalog=catalog(names, samples, grid.pixel_scale, [a.chi2 for a, c in zip(answers, channels) for _ in c.names]),
-        notes=tuple(dict.fromkeys([*observation.notes, *_quantile_note(levels, len(samples)), *_field_notes(channels)])),
-        truth=read_truth(observation.path, names, grid),
+        notes=tuple(dict.fromkeys([*observation.notes, *extra, *_field_notes(channels), *_solver_notes(answers)])),
+        zeropoint=tuple(observation.exposures()[name][0].zeropoint for name in names),
+        truth=read_truth(observation.path, names, grid, *resolution, max_pixels=max_pixels),
     )
 
 
@@ -243,6 +281,14 @@ def _quantile_note(levels: Sequence[float], draws: int) -> tuple[str, ...]:
 
 def _field_notes(channels: Sequence[Channel]) -> list[str]:
     return [note for channel in channels for note in channel.field.notes]
+
+
+def _solver_notes(answers: Sequence[Answer]) -> tuple[str, ...]:
+    share = max(a.indefinite for a in answers)
+    if share <= MOST_INDEFINITE:
+        return ()
+    remedy = "data may count for too little; sampler.guidance.name=moment_matching_gmres solves them"
+    return (f"{share:.1%} of the guidance's solves met negative curvature: {remedy}",)
 
 
 def make_provenance(answers: Sequence[Answer], prior: Prior, method: Method, **identity: str | int | float) -> Provenance:
@@ -296,10 +342,18 @@ def _at_centres(grid: SkyGrid, native: SkyGrid, mask: np.ndarray) -> np.ndarray:
     return inside & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
 
 
-def read_truth(path: Path, names: Sequence[str], grid: SkyGrid) -> np.ndarray | None:
-    """The `TRUTH` planes of a simulated observation (C, H, W), if there is one a band and on this grid; else None."""
-    planes = {str(p.header.get("BAND", "")): p for p in read_fits(path).named("TRUTH")}
+def read_truth(
+    path: Path, names: Sequence[str], grid: SkyGrid, fwhm: float, prior_fwhm: float, *, max_pixels: int
+) -> np.ndarray | None:
+    """The `TRUTH` planes of a simulated observation (C, H, W), if there is one a band, on this grid and at this resolution.
+
+    Arguments: fwhm: of the answer's PSF, arcsec. prior_fwhm: of the prior's images, and of a truth without `TPSFFWHM`.
+    Returns: the planes, else None.
+    """
+    planes = {str(p.header.get("BAND", "")): p for p in read_fits(path, max_pixels=max_pixels).named("TRUTH")}
     if not all(name in planes and planes[name].data.shape == grid.shape for name in names):
+        return None
+    if not np.allclose([float(planes[name].header.get("TPSFFWHM", prior_fwhm)) for name in names], fwhm, rtol=1e-3, atol=0):
         return None
     scales = [SkyGrid.from_header(planes[name].header, grid.shape).pixel_scale for name in names]
     return np.stack([planes[name].data for name in names]) if np.allclose(scales, grid.pixel_scale, rtol=1e-3) else None

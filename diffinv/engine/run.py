@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,16 @@ from diffinv.data.catalog import Entry
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import read_observation
 from diffinv.data.products import product_path, read_product, safe_id, write_atomically, write_product
-from diffinv.engine.methods import describe_method
-from diffinv.engine.objects import Answer, Channel, answer_channels, build_channels, build_product, make_provenance, object_seed
+from diffinv.engine.objects import (
+    Answer,
+    Channel,
+    answer_channels,
+    build_channels,
+    build_product,
+    check_target,
+    make_provenance,
+    object_seed,
+)
 from diffinv.engine.progress import Progress
 from diffinv.engine.reconstruct import Method
 from diffinv.priors.store import Prior
@@ -67,30 +76,56 @@ class Outcome:
 
 
 def prepare(out: Path) -> None:
-    """Make the output directory and write into it, so that a read-only or full disk is found before anything is loaded."""
-    probe = out / "products" / ".probe"
+    """Make the output directory and write into it, so that a read-only or full disk is found before anything is loaded.
+
+    Raises: ConfigError if `products` or `quarantine` is a symbolic link that leads out of `out`.
+    """
+    for name in ("products", "quarantine"):
+        _check_inside(out / name, out)
+    probe = out / "products" / f".{uuid.uuid4().hex}.probe"
     probe.parent.mkdir(parents=True, exist_ok=True)
-    probe.write_bytes(b"diffinv")
-    probe.unlink()
+    try:
+        with open(probe, "xb") as stream:
+            stream.write(b"diffinv")
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _check_inside(folder: Path, out: Path) -> None:
+    if not folder.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"{folder}: a symbolic link leads out of {out}; remove it.")
+
+
+def quarantine_path(out: Path, object_id: str) -> Path:
+    """`out/quarantine/<safe_id>.json`.
+
+    Raises: ConfigError if a symbolic link leads out of `out`.
+    """
+    path = out / "quarantine" / f"{safe_id(object_id)}.json"
+    _check_inside(path.parent, out)
+    return path
 
 
 class Run:
-    """A run into one directory.
+    """A run into one directory; `run.json` says which, and is written with the first product.
 
     Arguments: out: the directory. prior. plan. new_run: go on although `run.json` there says something else.
-    Raises: ConfigError if `out` holds a run with another configuration, prior or version, with the differences.
+    Raises: ConfigError if `out` holds a run with another configuration, prior or version, with the differences; or if the
+    target's PSF is sharper than the prior's.
     """
 
     def __init__(self, out: Path, prior: Prior, plan: Plan, *, new_run: bool = False) -> None:
         self.out, self.prior, self.plan = out, prior, plan
+        check_target(plan.target_fwhm, prior.card.target_fwhm)
         self.record = {
             "diffinv": __version__,
             "weights_sha256": prior.digest,
-            "method": describe_method(plan.method),
-            "configuration": plan.identity,
+            "method": _resolved(plan.method),
+            "files_sha256": _digests(plan.options),
+            "configuration": _without_method(plan.identity),
         }
-        text = json.dumps([self.record, repr(plan.method), _digests(plan.options)], sort_keys=True)
-        self.config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.config_hash = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()[:16]
+        self.recorded = False
         self._check_record(new_run)
 
     def _check_record(self, new_run: bool) -> None:
@@ -103,16 +138,17 @@ class Run:
             changes = [f"{key}: {old!r} → {new!r}" for key, old, new in differences(before, self.record)]
             if changes:
                 raise ConfigError(f"{self.out}: holds another run ({'; '.join(changes)}); use another --out, or --new-run.")
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(self.record, indent=2, sort_keys=True) + "\n").encode())
+
+    def _write_record(self) -> None:
+        """Once a run, as soon as it has a product."""
+        if not self.recorded:
+            text = json.dumps(self.record, indent=2, sort_keys=True)
+            write_atomically(self.out / "run.json", f"{text}\n".encode())
+            self.recorded = True
 
     def key(self, entry: Entry) -> str:
         """hash(object, input bytes, configuration, weights, version, seed)[:16]."""
-        try:
-            content = hashlib.sha256(entry.path.read_bytes()).hexdigest()
-        except (OSError, ValueError) as error:
-            raise InputError(f"{entry.path}: cannot be read ({error}); check the path and its permissions.") from error
-        text = json.dumps([entry.object_id, content, self.config_hash])
+        text = json.dumps([entry.object_id, file_digest(entry.path), self.config_hash])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def state(self, entry: Entry) -> str:
@@ -136,13 +172,14 @@ class Run:
         return outcome
 
     def _attempt(self, entry: Entry, outcome: Outcome, report: Callable[[float], None]) -> None:
-        quarantine = self.out / "quarantine" / f"{safe_id(entry.object_id)}.json"
+        quarantine = quarantine_path(self.out, entry.object_id)
         try:
             path = product_path(self.out, entry.object_id, self.key(entry))
             if is_product(path):
                 outcome.skipped += 1
             else:
                 self._reconstruct(entry, path, report)
+            self._write_record()
             outcome.products.append(path)
             quarantine.unlink(missing_ok=True)
         except OSError:
@@ -171,7 +208,15 @@ class Run:
             target_fwhm=plan.target_fwhm if plan.target_fwhm is not None else self.prior.card.target_fwhm,
             key=path.stem.rpartition("-")[2],
         )
-        write_product(path, build_product(observation, channels, answers, provenance, save_samples=plan.save_samples))
+        product = build_product(
+            observation,
+            channels,
+            answers,
+            provenance,
+            save_samples=plan.save_samples,
+            max_pixels=plan.options.max_pixels,
+        )
+        write_product(path, product)
 
     def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
         """Draws, with half the batch again and again while memory does not suffice."""
@@ -231,12 +276,41 @@ def _reason(error: BaseException) -> str:
     return text[:500] if isinstance(error, DiffinvError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def _digests(options: InputOptions) -> list[str]:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a regular file, read in blocks.
+
+    Raises: InputError if it is missing, cannot be read, or is a directory, a device or a pipe.
+    """
+    try:
+        if path.is_file():
+            with open(path, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        cause = "a directory, a device or a pipe" if path.exists() else "no such file"
+    except (OSError, ValueError) as error:
+        cause = str(error)
+    raise InputError(f"{path}: cannot be read ({cause}); check the path and its permissions.")
+
+
+def _digests(options: InputOptions) -> dict[str, str]:
     """SHA-256 of the files that the options name: another PSF in the same file is another run."""
-    digests = []
-    for path in (options.psf, options.variance):
-        try:
-            digests.append(hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else "")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); correct input.psf or input.variance.") from error
-    return digests
+    try:
+        return {name: file_digest(p) for name, p in (("psf", options.psf), ("variance", options.variance)) if p is not None}
+    except InputError as error:
+        raise ConfigError(f"input.psf, input.variance: {error}") from error
+
+
+def _resolved(method: Method) -> dict[str, Any]:
+    """What a method is, whichever of its parts were chosen and whichever are defaults."""
+    schedule = "of the prior's card" if method.schedule is None else repr(method.schedule)
+    return {
+        "sampler": repr(method.sampler),
+        "guidance": repr(method.guidance),
+        "steps": method.steps,
+        "schedule": schedule,
+    }
+
+
+def _without_method(identity: dict[str, Any]) -> dict[str, Any]:
+    """The configuration less what `_resolved` says: the same method is the same run, named or by default."""
+    chosen = {key: value for key, value in identity["sampler"].items() if key not in ("name", "steps", "guidance")}
+    return {**identity, "sampler": chosen}

@@ -11,7 +11,7 @@ import pytest
 from astropy.io import fits
 
 from diffinv.core.checks import InputError
-from diffinv.data.fits import MAX_HDUS, Plane, Table, encode_fits, read_fits
+from diffinv.data.fits import MAX_HDUS, Plane, Table, encode_fits, read_fits, read_images, read_table
 from diffinv.data.grids import SkyGrid, output_grid
 
 TAN = {
@@ -268,3 +268,48 @@ def test_output_grid_covers_the_footprint_from_its_edge() -> None:
 def test_unusable_grids_are_refused(header: dict, scale: float | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SkyGrid.from_header(header, (40, 50), pixel_scale=scale)
+
+
+def _table_file(path: Path) -> Path:
+    columns = {"flux": np.array([1.5, 2.5, 3.5]), "n": np.arange(3, dtype=np.int32), "q": np.arange(6.0).reshape(3, 2)}
+    image = Plane("SCI", _image(np.random.default_rng(0)), {})
+    path.write_bytes(encode_fits([Plane("PRIMARY", None, {}), image, Table("CAT", columns, {})]))
+    return path
+
+
+def test_tables_and_images_of_their_own_are_read_through_the_checks(tmp_path: Path) -> None:
+    path = _table_file(tmp_path / "a.fits")
+    table = read_table(path, 2)
+    assert table.dtype.names == ("flux", "n", "q")
+    assert all(table.dtype[name].isnative for name in table.dtype.names)
+    np.testing.assert_array_equal(table["q"], np.arange(6.0).reshape(3, 2))
+    np.testing.assert_array_equal(table["flux"], [1.5, 2.5, 3.5])
+    assert [image.shape for image in read_images(path)] == [(40, 50)]
+    assert [(p.name, p.hdu) for p in read_fits(path).planes] == [("PRIMARY", 0), ("SCI", 1)]
+    assert read_fits(path).tables[0].hdu == 2
+
+
+@pytest.mark.parametrize("read", [read_table, read_images])
+@pytest.mark.parametrize("fault", ["missing", "truncated", "flipped", "text", "empty HDUs"])
+def test_a_damaged_table_or_image_file_is_one_line_that_names_it(tmp_path: Path, read: object, fault: str) -> None:
+    path = _table_file(tmp_path / "a.fits")
+    raw = path.read_bytes()
+    flipped = bytearray(raw)
+    flipped[9000] ^= 16
+    made = {
+        "truncated": raw[:9000],
+        "flipped": bytes(flipped),
+        "text": b"no",
+        "empty HDUs": encode_fits([Plane("PRIMARY", None, {})]),
+    }
+    path.unlink() if fault == "missing" else path.write_bytes(made[fault])
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_is_no_table_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    for number in (0, 1, 3):
+        with pytest.raises(InputError, match=rf"a\.fits: HDU {number} is no table with columns; the file's tables are: 2 CAT"):
+            read_table(_table_file(tmp_path / "a.fits"), number)

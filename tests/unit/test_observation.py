@@ -127,13 +127,37 @@ def test_a_plain_cube_takes_the_rest_from_the_options(tmp_path: Path) -> None:
     assert _says(bands[0], "no BUNIT")
 
 
-def test_a_named_hdu_is_taken(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.fits", Plane("SCI", _image(0), CARDS), Plane("OTHER", _image(1), CARDS))
-    psf = _write(tmp_path / "psf.fits", Plane("PSF", PSF, {}))
-    for hdu in ("other", 2):
-        np.testing.assert_array_equal(read_observation(path, InputOptions(psf=psf, hdu=hdu)).bands[0].image, _image(1))
-    with pytest.raises(InputError, match="1 SCI, 2 OTHER"):
-        read_observation(path, InputOptions(psf=psf, hdu=7))
+SURFACE_BRIGHTNESS = (
+    "MJy/sr", "MJy sr-1", "MJy.sr**(-1)", "nJy/arcsec2", "nJy/arcsec^2", "nJy arcsec-2", "mag/arcsec**2", "erg/s/cm2/sqarcsec",
+    "ct/s/deg2", "ct/square degree", "uJy/mas^2", "Jy/beam", "Jy as-2", "Jy/arcmin2", "Jy/rad2", "W m-2 steradian-1", "Jy/SR",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", SURFACE_BRIGHTNESS)
+def test_surface_brightness_is_refused_with_the_remedy(unit: str) -> None:
+    message = r"^band i: the unit .* is a surface brightness, not flux per pixel; multiply the image by the pixel area"
+    with pytest.raises(InputError, match=message) as caught:
+        _check(header={**CARDS, "BUNIT": unit})
+    assert f"unit {unit} is" in str(caught.value)
+    with pytest.raises(InputError, match=message):
+        check_bands([_raw(header={"PIXSCALE": 0.2})], InputOptions(unit=unit))
+
+
+@pytest.mark.parametrize(
+    "unit", ["nJy", "MJy", "adu", "ELECTRONS/S", "counts/s", "DN", "nanomaggies", "Jy/pix", "erg/s/cm2/Angstrom"]
+)
+def test_flux_per_pixel_is_taken(unit: str) -> None:
+    assert _check(header={**CARDS, "BUNIT": unit}).unit == unit
+
+
+def test_a_zero_point_that_contradicts_the_header_is_refused() -> None:
+    raw = _raw(header={**CARDS, "ZEROPNT": 27.0})
+    with pytest.raises(InputError, match="zero point mismatch: ZEROPNT is 27 but input.zeropoint says 25.5"):
+        check_bands([raw], InputOptions(zeropoint=25.5))
+    assert check_bands([raw], InputOptions(zeropoint=27.0))[0].zeropoint == 27.0
+    assert check_bands([_raw()], InputOptions(zeropoint=25.5))[0].zeropoint == 25.5
+    with pytest.raises(InputError, match="ZEROPNT is '27 mag'"):
+        _check(header={**CARDS, "ZEROPNT": "27 mag"})
 
 
 def test_bad_pixels_keep_their_value_and_lose_their_weight() -> None:

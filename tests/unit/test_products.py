@@ -290,3 +290,99 @@ def test_damage_and_strangers_are_not_products(tmp_path: Path) -> None:
     path.write_bytes(encode_fits([Plane("PRIMARY", np.zeros((3, 3)), {})]))
     with pytest.raises(InputError, match="not a diffinv product"):
         read_product(path)
+
+
+def _small(**changes) -> Product:
+    return _product(samples=None, quantiles={}, notes=(), **changes)
+
+
+@pytest.mark.parametrize("compressible", [True, False])
+def test_a_product_beyond_the_pixel_limit_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, compressible: bool
+) -> None:
+    """The limit is 1000 pixels, or one a byte; long rows of equal draws would be packed into fewer bytes than pixels."""
+    monkeypatch.setattr("diffinv.data.products.MAX_PIXELS", 1000)
+    shape = (2, 8, 800)
+    draws = np.zeros((32, *shape)) if compressible else np.random.default_rng(0).normal(size=(32, *shape))
+    planes = {"mean": np.zeros(shape), "std": np.ones(shape), "quality": np.zeros(shape, dtype=np.int32), "samples": draws}
+    product = _product(grid=SkyGrid.linear(shape[1:], 0.1), quantiles={}, information=None, exposures=(), **planes)
+    write_product(tmp_path / "p.fits", product)
+    _same(draws, read_product(tmp_path / "p.fits").samples)
+
+
+def test_samples_within_the_pixel_limit_are_compressed(tmp_path: Path) -> None:
+    write_product(tmp_path / "p.fits", _product(samples=np.zeros((32, 2, *GRID.shape))))
+    assert (tmp_path / "p.fits").stat().st_size < 32 * 2 * GRID.shape[0] * GRID.shape[1] * 4
+
+
+def test_zero_points_are_written_beside_every_flux(tmp_path: Path) -> None:
+    path, truth = tmp_path / "p.fits", np.ones((2, *GRID.shape))
+    write_product(path, _product(truth=truth, zeropoint=(27.0, 27.0)))
+    assert read_product(path).zeropoint == (27.0, 27.0)
+    with fits.open(path) as hdus:
+        named = {hdu.name for hdu in hdus if "ZEROPNT" in hdu.header}
+        assert named == {"SCI", "ERR", "Q05", "Q16", "Q50", "Q84", "Q95", "SAMPLES", "TRUTH", "DATA"}
+        assert all(hdu.header["ZEROPNT"] == 27 for hdu in hdus if hdu.name in named)
+    write_product(path, _product(zeropoint=(27.0, None)))
+    assert read_product(path).zeropoint == (27.0, None)
+    with fits.open(path) as hdus:
+        assert "ZEROPNT" not in hdus["SCI"].header
+        assert hdus["SCI"].header["ZPNT1"] == hdus["DATA"].header["ZEROPNT"] == 27
+    write_product(path, _product())
+    assert read_product(path).zeropoint is None
+    with pytest.raises(DiffinvError, match="1 zero points, not 2"):
+        write_product(path, _product(zeropoint=(27.0,)))
+
+
+REQUIRED = [
+    *[(0, card) for card in ("DIVERS", "CFGHASH", "PRIORID", "WSHA", "SAMPLER", "CALIBR", "NSAMP", "NFE", "SEED", "INSHA")],
+    *[(0, card) for card in ("OBJID", "TPSFFWHM", "PRODKEY")],
+    *[("SCI", card) for card in ("BAND1", "BAND2")],
+    ("RESID", "BAND"),
+    ("PSF_IN", "CDELT1"),
+]
+
+
+@pytest.mark.parametrize("value", [None, True])
+@pytest.mark.parametrize(("hdu", "card"), REQUIRED)
+def test_a_product_without_a_card_is_refused_in_one_line(tmp_path: Path, hdu: int | str, card: str, value: object) -> None:
+    path = tmp_path / "p.fits"
+    write_product(path, _small())
+    with fits.open(path) as hdus:
+        if value is None:
+            del hdus[hdu].header[card]
+        else:
+            hdus[hdu].header[card] = value
+        hdus.writeto(tmp_path / "q.fits", checksum=True)
+    with pytest.raises(InputError, match=rf"q\.fits: not a (whole|diffinv) product.*{card}") as caught:
+        read_product(tmp_path / "q.fits")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["SCI", "ERR", "DQ", "PSF_IN"])
+def test_a_product_without_a_plane_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "p.fits"
+    write_product(path, _small())
+    for change in ("drop", "empty", "row", "version"):
+        with fits.open(path) as hdus:
+            if change == "drop":
+                del hdus[name]
+            elif change == "version":
+                hdus[name].ver = 7
+            else:
+                hdus[name].data = None if change == "empty" else np.zeros(5, dtype=np.int32)
+            hdus.writeto(tmp_path / "q.fits", checksum=True, overwrite=True)
+        with pytest.raises(InputError, match=rf"q\.fits: not a (whole|diffinv) product.*{name}") as caught:
+            read_product(tmp_path / "q.fits")
+        assert "\n" not in str(caught.value)
+
+
+def test_flags_that_are_no_integers_and_a_wrong_number_of_draws_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.fits"
+    write_product(path, _product())
+    for name, data in (("DQ", np.zeros((2, *GRID.shape))), ("SAMPLES", np.zeros((3, 2, *GRID.shape), dtype=np.float32))):
+        with fits.open(path) as hdus:
+            hdus[name].data = data
+            hdus.writeto(tmp_path / "q.fits", checksum=True, overwrite=True)
+        with pytest.raises(InputError, match=f"not a whole product: {name}.*expected"):
+            read_product(tmp_path / "q.fits")
