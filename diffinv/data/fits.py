@@ -14,6 +14,7 @@ import hashlib
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ _WCS_CARD = re.compile(
     r"(WCSAXES|CRPIX\d|CRVAL\d|CDELT\d|CTYPE\d|CUNIT\d|CROTA\d|PC\d_\d|CD\d_\d|PV\d_\d+"
     r"|LONPOLE|LATPOLE|RADESYS|RADECSYS|EQUINOX|[AB]P?_(ORDER|\d_\d))"
 )
+_CONTINUED = "  "  # starts a HISTORY card that goes on from the one before
+_ESCAPED = re.compile(r"\\(?:u[0-9a-f]{4}|x[0-9a-f]{2})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,7 +269,7 @@ def _decode(raw: bytes) -> tuple[tuple[Plane, ...], tuple[Table, ...]]:
                 tables.append(Table(name, columns, cards, hdu.ver, number))
             elif hdu.is_image:
                 data = None if hdu.data is None else _native(hdu.data)
-                history = tuple(str(line) for line in hdu.header.get("HISTORY", ()))
+                history = _unwrapped([str(line) for line in hdu.header.get("HISTORY", ())])
                 planes.append(Plane(name, data, cards, hdu.ver, history, hdu=number))
     return tuple(planes), tuple(tables)
 
@@ -304,9 +307,27 @@ def _hdu(part: Plane | Table, *, first: bool) -> fits.PrimaryHDU | fits.ImageHDU
     if isinstance(part, Plane):
         for keyword in part.comments.keys() & part.header.keys():
             hdu.header.comments[keyword] = part.comments[keyword]
-        for line in part.history:
-            hdu.header["HISTORY"] = line.encode("ascii", "backslashreplace").decode()
+        for note in part.history:
+            for line in _wrapped(note):
+                hdu.header["HISTORY"] = line
     return hdu
+
+
+def _wrapped(note: str) -> list[str]:
+    """A note as HISTORY cards: printable ASCII (others as \\uXXXX or \\xXX), cut between words, continuation lines indented."""
+    ascii_note = note.encode("ascii", "backslashreplace").decode()
+    return textwrap.wrap(ascii_note, 70, subsequent_indent=_CONTINUED, break_on_hyphens=False) or [""]
+
+
+def _unwrapped(lines: Sequence[str]) -> tuple[str, ...]:
+    """The notes that `_wrapped` cut; cards of other programs come back one by one."""
+    notes: list[str] = []
+    for line in lines:
+        if line.startswith(_CONTINUED) and notes:
+            notes[-1] += " " + line.removeprefix(_CONTINUED)
+        else:
+            notes.append(line)
+    return tuple(_ESCAPED.sub(lambda match: chr(int(match[0][2:], 16)), note) for note in notes)
 
 
 def _column(name: str, data: np.ndarray) -> fits.Column:

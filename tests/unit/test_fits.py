@@ -19,6 +19,10 @@ TAN = {
     "CD1_1": -4e-5, "CD1_2": 2e-5, "CD2_1": 2e-5, "CD2_2": 4e-5,
 }  # fmt: skip
 
+LONG = (
+    "17.6% of the solves met σ² > 0 and a word or two more, which does not fit on a single card of eighty characters; " * 2 + "end"
+)
+
 
 def _image(rng: np.random.Generator, shape: tuple[int, ...] = (40, 50)) -> np.ndarray:
     return rng.normal(size=shape).astype(np.float32)
@@ -34,12 +38,12 @@ def test_planes_and_tables_come_back_as_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     columns = {"flux": rng.normal(size=3), "n": np.arange(3), "band": np.array(["g", "r", "iz"]), "q": rng.normal(size=(3, 5))}
     cube = rng.normal(size=(2, 8, 9))
-    parts = [Plane("PRIMARY", None, {"OBJ": "x"}, history=("first", "second")), Plane("SCI", cube, {"B": True}, 2)]
+    parts = [Plane("PRIMARY", None, {"OBJ": "x"}, history=("first", LONG)), Plane("SCI", cube, {"B": True}, 2)]
     path = tmp_path / "a.fits"
     path.write_bytes(encode_fits([*parts, Table("CAT", columns, {})]))
     file = read_fits(path)
     assert file.primary["OBJ"] == "x"
-    assert file.planes[0].history == ("first", "second")
+    assert file.planes[0].history == ("first", LONG)
     sci = file.named("SCI")[0]
     assert (sci.extver, sci.header["B"]) == (2, True)
     np.testing.assert_array_equal(sci.data, cube)
