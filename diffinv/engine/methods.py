@@ -33,8 +33,8 @@ class Choice:
 
 
 GUIDANCES: dict[str, Callable[[PriorCard, int, float], Guidance]] = {
-    "moment_matching": lambda card, iterations, tol: MomentMatching(ConjugateGradients(iterations, tol)),
-    "moment_matching_gmres": lambda card, iterations, tol: MomentMatching(Gmres(iterations, tol)),
+    "moment_matching": lambda card, iterations, tol: MomentMatching(Gmres(iterations, tol)),
+    "moment_matching_cg": lambda card, iterations, tol: MomentMatching(ConjugateGradients(iterations, tol)),
     "pseudo_inverse": lambda card, iterations, tol: PseudoInverse(card.sigma_data, iterations, tol),
 }
 
@@ -74,7 +74,7 @@ def _register_samplers() -> None:
 
 
 def describe_method(method: Method) -> str:
-    """`StochasticMultistep + MomentMatching(CG 12, 0.001), 24 steps`: solver, its iterations and tolerance; fits a FITS card."""
+    """`StochasticMultistep + MomentMatching(GMRES 12, 0.001), 24 steps`: solver, iterations and tolerance; fits a card."""
     return f"{type(method.sampler).__name__} + {_describe_guidance(method.guidance)}, {method.steps} steps"
 
 

@@ -287,7 +287,7 @@ def _solver_notes(answers: Sequence[Answer]) -> tuple[str, ...]:
     share = max(a.indefinite for a in answers)
     if share <= MOST_INDEFINITE:
         return ()
-    remedy = "data may count for too little; sampler.guidance.name=moment_matching_gmres solves them"
+    remedy = "data may count for too little; sampler.guidance.name=moment_matching (GMRES) solves them"
     return (f"{share:.1%} of the guidance's solves met negative curvature: {remedy}",)
 
 

@@ -16,7 +16,7 @@ from diffinv.core.checks import DiffinvError, ShapeError, check_positive
 from diffinv.core.rng import Rng
 from diffinv.core.types import Image
 from diffinv.engine.monitor import Counting, recorded
-from diffinv.guidance.base import ConjugateGradients, Guidance
+from diffinv.guidance.base import Gmres, Guidance
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Likelihood
 from diffinv.posterior import Posterior
@@ -40,7 +40,7 @@ class Method:
     """
 
     sampler: Sampler = StochasticMultistep()
-    guidance: Guidance = MomentMatching(ConjugateGradients(iterations=12, tol=1e-3))
+    guidance: Guidance = MomentMatching(Gmres(iterations=12, tol=1e-3))
     steps: int = 24
     schedule: Schedule | None = None
 

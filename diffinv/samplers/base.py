@@ -35,12 +35,13 @@ class Sampler(abc.ABC):
     order: int
 
     def init(self, target: Denoiser, like: Image, sigma: Sigma, rng: Rng) -> State:
-        """x = D(0, σ) + σ z: the state at the first level.
+        """x = D(σ z₁, σ) + σ z₂: the state at the first level.
 
-        At a level far above the spread of x₀ given the data, p(x_σ) is N(E[x₀], σ²), and D(0, σ) tends to E[x₀]. Without the
-        mean a grid would have to start far higher for the same error. One denoiser call.
+        At a level far above the spread of x₀ given the data, p(x_σ) is N(E[x₀], σ²), and D at pure noise tends to E[x₀].
+        Without the mean a grid would have to start far higher for the same error. One denoiser call.
         """
-        return State(target(torch.zeros_like(like), sigma) + expand(sigma, like) * rng.normal(like))
+        noise = expand(sigma, like)
+        return State(target(noise * rng.normal(like), sigma) + noise * rng.normal(like))
 
     @abc.abstractmethod
     def step(self, target: Denoiser, state: State, sigma: Sigma, sigma_next: Sigma, rng: Rng) -> State:

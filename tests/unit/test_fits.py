@@ -20,7 +20,7 @@ TAN = {
 }  # fmt: skip
 
 LONG = (
-    "17.6% of the solves met σ² > 0 and a word or two more, which does not fit on a single card of eighty characters; " * 2 + "end"
+    "17.6% of the solves met σ² > 0 and some words more, which does not fit on a single card of eighty characters; " * 2 + "end"
 )
 
 
