@@ -314,7 +314,7 @@ def _hdu(part: Plane | Table, *, first: bool) -> fits.PrimaryHDU | fits.ImageHDU
 
 
 def _wrapped(note: str) -> list[str]:
-    """A note as HISTORY cards: printable ASCII (others as \\uXXXX or \\xXX), cut between words, continuation lines indented."""
+    """A note as HISTORY cards: printable ASCII (others as Python escapes), cut between words, continuation lines indented."""
     ascii_note = note.encode("ascii", "backslashreplace").decode()
     return textwrap.wrap(ascii_note, 70, subsequent_indent=_CONTINUED, break_on_hyphens=False) or [""]
 
