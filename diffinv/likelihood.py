@@ -27,6 +27,11 @@ class Likelihood(Batched, abc.ABC):
 
     image_shape: Shape
 
+    @property
+    @abc.abstractmethod
+    def quadratic(self) -> bool:
+        """Whether log p(y | x) is quadratic in x: linear operator, Gaussian noise. `fisher` is then the same at every x."""
+
     @abc.abstractmethod
     def log_prob(self, x: Image) -> Tensor:
         """log p(y | x): (B,), float64."""
@@ -76,6 +81,10 @@ class Observation(Likelihood):
     def image_shape(self) -> Shape:
         return tuple(self.operator.in_shape)
 
+    @property
+    def quadratic(self) -> bool:
+        return self.noise.quadratic and isinstance(self.operator, LinearOperator)
+
     def _y(self, x: Image) -> Tensor:
         return self.y.expand(x.shape[0], *self.y.shape[1:])
 
@@ -122,6 +131,10 @@ class Joint(Likelihood):
     def image_shape(self) -> Shape:
         return self.parts[0].image_shape
 
+    @property
+    def quadratic(self) -> bool:
+        return all(part.quadratic for part in self.parts)
+
     def log_prob(self, x: Image) -> Tensor:
         return sum(part.log_prob(x) for part in self.parts)
 
@@ -149,6 +162,7 @@ class Flat(Likelihood):
     """No data: log p = 0. A posterior with it samples the prior."""
 
     image_shape: Shape
+    quadratic = True
 
     def log_prob(self, x: Image) -> Tensor:
         return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)

@@ -34,7 +34,7 @@ _PILOT_STREAM = 0x5CA1E
 
 @dataclass(frozen=True)
 class Method:
-    """How to sample. `calibrated` is what the guidance declares.
+    """How to sample.
 
     sampler, guidance: objects. steps: noise levels. schedule: None takes the range of the prior's card.
     """
@@ -43,6 +43,11 @@ class Method:
     guidance: Guidance = MomentMatching(Gmres(iterations=12, tol=1e-3))
     steps: int = 24
     schedule: Schedule | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether sampler and, if it is used, guidance claim draws of the posterior."""
+        return self.sampler.calibrated and (self.guidance.calibrated or not self.sampler.guided)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Result:
     @property
     def calibrated(self) -> bool:
         """Whether the method claims calibrated draws."""
-        return self.method.guidance.calibrated
+        return self.method.calibrated
 
 
 def field_prior(prior: Denoiser, shape: Sequence[int]) -> Denoiser:
@@ -178,7 +183,8 @@ def refine_scale(
     The norm of blurred data underestimates that of the image by a factor that depends on the image; the prior itself,
     trained with jittered scales, knows it better.
     """
-    pilot = replace(method, steps=max(8, method.steps // 4))
+    usual = method.sampler.guided and method.sampler.cloud == 1
+    pilot = replace(method if usual else Method(schedule=method.schedule), steps=max(8, method.steps // 4))
     for number in range(PILOT_ROUNDS):
         rows = _run(likelihood.scaled(scale), prior, rng.spawn(number), PILOT_DRAWS, pilot, max_batch, None)
         rms = (rows.double() ** 2).flatten(1).sum(1).div(pixels).sqrt().unflatten(0, (-1, PILOT_DRAWS)).mean(1)
@@ -230,15 +236,27 @@ def _run(likelihood, prior, streams, draws, method, max_batch, progress) -> Tens
     row_image = torch.arange(len(streams) // draws).repeat_interleave(draws)
     sigmas = method.schedule.grid(method.steps)
     device = _device_of(prior)
+    size = _chunk_rows(method.sampler, draws, max_batch)
     done = []
-    for start in range(0, len(row_image), max_batch):
-        rows = slice(start, min(start + max_batch, len(row_image)))
+    for start in range(0, len(row_image), size):
+        rows = slice(start, min(start + size, len(row_image)))
         part = likelihood.select(row_image[rows].to(device))
         like = torch.zeros(rows.stop - rows.start, *likelihood.image_shape, device=device)
         target = Posterior(prior, part, method.guidance)
         report = _progress(progress, rows, len(row_image), method.steps)
         done.append(sample(method.sampler, target, sigmas, like, streams.select(rows).to(device), progress=report).x)
     return torch.cat(done)
+
+
+def _chunk_rows(sampler: Sampler, draws: int, max_batch: int) -> int:
+    """Rows at once: whole clouds, as many as fit."""
+    if draws % sampler.cloud:
+        raise DiffinvError(f"reconstruct: {draws} draws are no multiple of the sampler's cloud of {sampler.cloud}; ask for one.")
+    if max_batch < sampler.cloud:
+        raise DiffinvError(
+            f"reconstruct: max_batch {max_batch} is less than a cloud of {sampler.cloud}, which cannot be split; raise it."
+        )
+    return max_batch // sampler.cloud * sampler.cloud
 
 
 def _progress(progress, rows: slice, total: int, steps: int) -> Callable[[int], None] | None:

@@ -7,6 +7,7 @@ mean). A bad pixel has zero precision and a mask, never an infinite variance: it
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,7 +17,12 @@ from diffinv.operators.base import LinearOperator
 
 
 class Noise(Batched, abc.ABC):
-    """A distribution of the data given their noiseless mean, (B, *data) → (B, *data)."""
+    """A distribution of the data given their noiseless mean, (B, *data) → (B, *data).
+
+    `quadratic` says that log p is quadratic in the mean: Gaussian noise whose covariance does not depend on it.
+    """
+
+    quadratic: ClassVar[bool] = False
 
     @abc.abstractmethod
     def sample(self, mean: Tensor, rng: Rng) -> Tensor:

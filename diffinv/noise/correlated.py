@@ -50,6 +50,7 @@ class CorrelatedGaussian(Noise):
     std: Tensor
     spectrum: Tensor
     mask: Tensor | None = None
+    quadratic = True
 
     def __post_init__(self) -> None:
         check_positive("CorrelatedGaussian", "std", good_values(self.std, self.mask), "mask the pixel, or give its noise level.")

@@ -32,6 +32,7 @@ class Gaussian(Independent):
 
     std: Tensor
     mask: Tensor | None = None
+    quadratic = True
 
     def __post_init__(self) -> None:
         remedy = "mask the pixel, or give the measured noise level (a noiseless likelihood has no density)."

@@ -71,7 +71,8 @@ def build_denoiser(card: PriorCard, dtype: torch.dtype = torch.float32) -> Preco
     return Preconditioned(HighDynamicRange(inner, sigma_data=card.sigma_data), sigma_data=card.sigma_data)
 
 
-def _weights(denoiser: Preconditioned) -> nn.Module:
+def network_of(denoiser: Preconditioned) -> nn.Module:
+    """The U-Net inside a denoiser of `build_denoiser`, whatever the precision of its arithmetic; a file holds its state."""
     inner = denoiser.network.network
     return inner.network if isinstance(inner, Autocast) else inner
 
@@ -80,7 +81,7 @@ def save_prior(
     path: Path, denoiser: Preconditioned, card: PriorCard, *, variance: Tensor, precision: torch.dtype = torch.float16
 ) -> None:
     """Write weights (in `precision`), card and the variance map (1, C, size, size) of its images to one safetensors file."""
-    state = {name: t.detach().to(precision).contiguous() for name, t in _weights(denoiser).state_dict().items()}
+    state = {name: t.detach().to(precision).contiguous() for name, t in network_of(denoiser).state_dict().items()}
     state[_VARIANCE] = variance.float().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata={"card": json.dumps(asdict(card))})
@@ -112,7 +113,7 @@ def load_prior(name: str | Path, *, device: torch.device | str = "cpu", dtype: t
         raise InputError(f"{path}: holds no variance map of shape {shape}; write it with diffinv.priors.store.save_prior.")
     try:
         denoiser = build_denoiser(card, dtype)
-        _weights(denoiser).load_state_dict(state)
+        network_of(denoiser).load_state_dict(state)
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: the weights do not fit the architecture on its card ({reason}).") from error

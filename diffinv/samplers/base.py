@@ -9,14 +9,18 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffinv.core.batched import Batched
+from diffinv.core.checks import UnsupportedError
 from diffinv.core.linalg import expand
 from diffinv.core.rng import Rng
 from diffinv.core.types import Image, Sigma
+from diffinv.likelihood import Likelihood
+from diffinv.posterior import Posterior
 from diffinv.priors.base import Denoiser
 
 
@@ -30,9 +34,21 @@ class State(Batched):
 
 
 class Sampler(abc.ABC):
-    """A rule to go from one noise level to the next. `order` is that of its global error in the step size."""
+    """A rule to go from one noise level to the next.
 
-    order: int
+    order: of its global error in the step size, or None if it does not integrate a differential equation.
+    calibrated: whether it claims draws of the posterior, up to its stated approximations. guided: whether it calls the
+    target itself (any denoiser); if not, it reads the prior and the likelihood of a `Posterior` and ignores its guidance.
+    """
+
+    order: ClassVar[int | None]
+    calibrated: ClassVar[bool] = True
+    guided: ClassVar[bool] = True
+
+    @property
+    def cloud(self) -> int:
+        """Consecutive rows that interact: a batch must hold whole clouds."""
+        return 1
 
     def init(self, target: Denoiser, like: Image, sigma: Sigma, rng: Rng) -> State:
         """x = D(σ z₁, σ) + σ z₂: the state at the first level.
@@ -46,6 +62,15 @@ class Sampler(abc.ABC):
     @abc.abstractmethod
     def step(self, target: Denoiser, state: State, sigma: Sigma, sigma_next: Sigma, rng: Rng) -> State:
         """From level σ to σ_next ≤ σ, both (B,) float64; σ_next = 0 is the last step."""
+
+
+def parts_of(owner: str, target: Denoiser) -> tuple[Denoiser, Likelihood]:
+    """Prior and likelihood of a posterior. Raises: UnsupportedError for any other denoiser: they cannot be told apart."""
+    if not isinstance(target, Posterior):
+        raise UnsupportedError(
+            f"{owner} needs prior and likelihood apart, got {type(target).__name__}; give a Posterior."
+        )
+    return target.prior, target.likelihood
 
 
 def sample(

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffinv.core.checks import UnsupportedError
 from diffinv.core.rng import Rng
+from diffinv.likelihood import Flat
 from diffinv.posterior import Posterior
 from diffinv.priors.analytic import GaussianPrior
 from diffinv.priors.base import Denoiser
@@ -30,8 +32,18 @@ WIDE = LogUniform(1e-4, 1e5)
 SHORT = LogUniform(1e-2, 1e2)
 
 
+DIFFUSIONS = [name for name, make in ALL.items() if make().order is not None]
+SPLIT = [name for name, make in ALL.items() if not make().guided]
+
+
 @pytest.fixture(params=ALL)
+def any_sampler(request: pytest.FixtureRequest) -> Sampler:
+    return ALL[request.param]()
+
+
+@pytest.fixture(params=DIFFUSIONS)
 def sampler(request: pytest.FixtureRequest) -> Sampler:
+    """One that integrates a differential equation, so that it has an order."""
     return ALL[request.param]()
 
 
@@ -70,27 +82,43 @@ def check_row_alone(sampler: Sampler, streams: Streams = Rng.for_draws) -> None:
 
 
 def check_rows_differ(sampler: Sampler, streams: Streams = Rng.for_draws) -> None:
-    """Draws of one image are different draws: none closer than a tenth of the posterior's own size."""
+    """Draws of one image are different draws: none closer than a tenth of the prior's own size, without data."""
     like = torch.zeros(4, *SHAPE, dtype=torch.float64)
-    draws = sample(sampler, gaussian(), SHORT.grid(6), like, streams(0, [5], 4)).x.flatten(1)
+    draws = sample(sampler, without_data(), SHORT.grid(6), like, streams(0, [5], 4)).x.flatten(1)
     distance = torch.cdist(draws, draws) + 1e9 * torch.eye(4, dtype=torch.float64)
     assert float(distance.min()) > 0.1 * float(gaussian().covariance.trace().sqrt())
+
+
+def without_data() -> Posterior:
+    return Posterior(gaussian(), Flat(SHAPE), GUIDANCES["moment_matching"]().guidance)
 
 
 def test_a_sampler_has_its_declared_order(sampler: Sampler) -> None:
     check_order(sampler)
 
 
-def test_a_row_alone_equals_the_row_in_a_batch(sampler: Sampler) -> None:
-    check_row_alone(sampler)
-    check_rows_differ(sampler)
+def test_a_row_alone_equals_the_row_in_a_batch(any_sampler: Sampler) -> None:
+    check_row_alone(any_sampler)
 
 
-def test_the_same_seed_gives_the_same_draws_and_another_seed_others(sampler: Sampler) -> None:
-    like = torch.zeros(3, *SHAPE, dtype=torch.float64)
-    first, again, other = (sample(sampler, gaussian(), SHORT.grid(6), like, Rng.for_draws(seed, [0], 3)).x for seed in (1, 1, 2))
+def test_draws_of_a_calibrated_sampler_differ(any_sampler: Sampler) -> None:
+    if any_sampler.calibrated:
+        check_rows_differ(any_sampler)
+
+
+def test_the_same_seed_gives_the_same_draws_and_another_seed_others(any_sampler: Sampler) -> None:
+    like = torch.zeros(4, *SHAPE, dtype=torch.float64)
+    run = lambda seed: sample(any_sampler, without_data(), SHORT.grid(6), like, Rng.for_draws(seed, [0], 4)).x
+    first, again, other = (run(seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
-    assert float((first - other).abs().min()) > 0
+    assert float((first - other).abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_split_sampler_refuses_a_target_without_parts(name: str) -> None:
+    like = torch.zeros(4, *SHAPE, dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match="prior and likelihood"):
+        sample(ALL[name](), gaussian(), SHORT.grid(3), like, Rng.for_draws(0, [0], 4))
 
 
 def exact_posterior(row: int) -> GaussianPrior:
@@ -166,10 +194,12 @@ def test_the_last_step_returns_the_denoised_image(sampler: Sampler) -> None:
     assert torch.equal(state.x, state.x0)
 
 
-def test_a_sampler_keeps_float32_and_needs_no_gradient(sampler: Sampler) -> None:
-    like = torch.zeros(2, *SHAPE)
-    draws = sample(sampler, gaussian().to(torch.float32), SHORT.grid(5), like, Rng.for_draws(0, [0, 1], 1)).x
+def test_a_sampler_keeps_float32_and_needs_no_gradient(any_sampler: Sampler) -> None:
+    target, like = posterior(), torch.zeros(2, *SHAPE)
+    single = Posterior(target.prior.to(torch.float32), target.likelihood.to(torch.float32), target.guidance)
+    draws = sample(any_sampler, single, SHORT.grid(5), like, Rng.for_draws(0, [0, 1], 1)).x
     assert draws.dtype == torch.float32
+    assert bool(draws.isfinite().all())
     assert not draws.requires_grad
 
 
