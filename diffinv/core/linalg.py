@@ -213,6 +213,22 @@ def power_iteration(operator: LinearMap, start: Tensor, *, iterations: int = 50)
     return dot(v, operator(v))
 
 
+def leading_eigenvectors(operator: LinearMap, probes: Tensor) -> tuple[Tensor, Tensor]:
+    """Leading eigenpairs of a symmetric PSD operator by one step of randomised subspace iteration.
+
+    Arguments: operator: (B, k, n) → (B, k, n), acting on each of the k vectors. probes: k random vectors, (B, k, n).
+    Returns: eigenvalues (B, k), decreasing, and orthonormal eigenvectors (B, k, n); exact if the rank is at most k.
+    References: Halko, Martinsson & Tropp, *Finding structure with randomness*, 2011, arXiv:0909.4061, algorithms 4.4 and 5.3.
+    """
+    basis = probes.double()
+    for _ in range(2):
+        basis = torch.linalg.qr(operator(basis.to(probes.dtype)).double().mT)[0].mT
+    inner = torch.einsum("bin,bjn->bij", basis, operator(basis.to(probes.dtype)).double())
+    values, mix = torch.linalg.eigh((inner + inner.mT) / 2)
+    vectors = torch.einsum("bij,bin->bjn", mix.flip(-1), basis)
+    return values.flip(-1).clamp_min(0).to(probes.dtype), vectors.to(probes.dtype)
+
+
 def hutchinson_trace(operator: LinearMap, like: Tensor, rng: Rng, *, probes: int) -> Tensor:
     """Unbiased estimate of tr A a row: mean of bᵀA b over ±1 probes b (Hutchinson 1989): (B,)."""
     total = torch.zeros(like.shape[0], dtype=torch.float64, device=like.device)

@@ -139,7 +139,7 @@ class FourierGaussianPrior(Denoiser):
 
 @register("prior", "mixture")
 class MixturePrior(Denoiser):
-    """Σ_k w_k N(m_k, C), one covariance for all: D = Σ_k r_k(x) [m_k + C (C + σ²)⁻¹ (x − m_k)].
+    """Σ_k w_k N(m_k, C), one covariance for all: D = C (C + σ²)⁻¹ x + σ² (C + σ²)⁻¹ Σ_k r_k(x) m_k.
 
     r_k ∝ w_k N(x; m_k, C + σ²) is the component's responsibility.
     Arguments:
@@ -169,24 +169,29 @@ class MixturePrior(Denoiser):
     def _rotate_back(self, u: Tensor) -> Tensor:
         return u if self.eigenvectors is None else u @ self.eigenvectors.mT
 
-    def _components(self, x: Image, sigma: Sigma) -> tuple[Tensor, Tensor]:
-        """x − m_k in eigen-coordinates (B, K, n), and λ + σ² (B, 1, n)."""
-        check_shape("MixturePrior", x, self.means.shape[1:])
-        u = self._rotate(x.flatten(1)[:, None] - self.means.flatten(1)[None])
-        return u, self.eigenvalues + sigma.to(x.dtype)[:, None, None] ** 2
-
     def _log_joint(self, u: Tensor, variance: Tensor) -> Tensor:
-        return self.weights.log() - (u**2 / variance + variance.log() + LOG_2PI).sum(2) / 2
+        """log w_k N(x; m_k, C + σ²) at x in eigen-coordinates: (B, n), (B, n) → (B, K). Squares are expanded: products of
+        matrices instead of a (B, K, n) array, in float64 because they cancel."""
+        u, means, variance = u.double(), self._rotate(self.means.flatten(1)).double(), variance.double()
+        cross = (u / variance) @ means.mT - (1 / variance) @ (means**2).mT / 2
+        own = (u**2 / variance + variance.log() + LOG_2PI).sum(1, keepdim=True) / 2
+        return self.weights.double().log() + cross - own
+
+    def _coordinates(self, x: Image, sigma: Sigma) -> tuple[Tensor, Tensor]:
+        """x in eigen-coordinates and λ + σ²: (B, n) each."""
+        check_shape("MixturePrior", x, self.means.shape[1:])
+        return self._rotate(x.flatten(1)), self.eigenvalues + sigma.to(x.dtype)[:, None] ** 2
 
     def forward(self, x: Image, sigma: Sigma) -> Image:
-        u, variance = self._components(x, sigma)
-        responsibility = torch.softmax(self._log_joint(u, variance), 1)
-        centre = self._rotate(self.means.flatten(1))[None] + u * self.eigenvalues / variance
-        return self._rotate_back((responsibility[..., None] * centre).sum(1)).reshape(x.shape)
+        u, variance = self._coordinates(x, sigma)
+        means, gain = self._rotate(self.means.flatten(1)), self.eigenvalues / variance
+        responsibility = torch.softmax(self._log_joint(u, variance), 1).to(means.dtype)
+        centre = gain * u + (1 - gain) * (responsibility @ means)
+        return self._rotate_back(centre).reshape(x.shape)
 
     def log_prob(self, x: Image, sigma: Sigma) -> Tensor:
         """log Σ w_k N(x; m_k, C + σ²): (B, *image), (B,) → (B,), float64."""
-        return torch.logsumexp(self._log_joint(*self._components(x, sigma)).double(), 1)
+        return torch.logsumexp(self._log_joint(*self._coordinates(x, sigma)), 1)
 
     def sample(self, like: Image, rng: Rng) -> Image:
         """Draws of the prior itself (σ = 0), the shape and dtype of `like` (B, *image)."""
