@@ -7,6 +7,7 @@ A truncated inner solve is not linear in its right-hand side: probe with converg
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -21,11 +22,11 @@ Slot = tuple[int, ...]  # the keys of `spawn`, then the number of the call
 class ProbeRng:
     """Stands in for `Rng`: its normals are 0 while it records which are asked for, then unit vectors, one a row.
 
-    Arguments: slots: of the normals, in order; filled while `recording`. As with `Rng`, the same spawn key gives the same
+    Arguments: slots: sizes of the normals, in order; filled while `recording`. As with `Rng`, the same spawn key gives the same
     numbers. Any other distribution is an AttributeError: it has no probe.
     """
 
-    def __init__(self, slots: list[Slot], *, recording: bool, path: Slot = ()) -> None:
+    def __init__(self, slots: dict[Slot, int], *, recording: bool, path: Slot = ()) -> None:
         self.slots, self.recording, self.path = slots, recording, path
         self._count = 0
 
@@ -36,19 +37,19 @@ class ProbeRng:
         slot, z = (*self.path, self._count), torch.zeros_like(like)
         self._count += 1
         if not self.recording:
-            size = like[0].numel()
-            first = 1 + self.slots.index(slot) * size
+            earlier = itertools.takewhile(lambda other: other != slot, self.slots)
+            first, size = 1 + sum(self.slots[other] for other in earlier), self.slots[slot]
             z[first : first + size] = torch.eye(size, dtype=like.dtype).reshape(size, *like.shape[1:])
-        elif slot not in self.slots:
-            self.slots.append(slot)
+        else:
+            self.slots[slot] = like[0].numel()
         return z
 
 
 def probe(run: Callable[[Tensor, ProbeRng], Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean (n,) and covariance (n, n) of run(like, rng) → images (B, *shape), affine in the normals of `rng`."""
-    slots: list[Slot] = []
+    slots: dict[Slot, int] = {}
     run(torch.zeros(1, *shape, dtype=torch.float64), ProbeRng(slots, recording=True))
-    rows = 1 + len(slots) * torch.Size(shape).numel()
+    rows = 1 + sum(slots.values())
     out = run(torch.zeros(rows, *shape, dtype=torch.float64), ProbeRng(slots, recording=False)).flatten(1)
     columns = out[1:] - out[0]
     return out[0], columns.mT @ columns

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +19,12 @@ from diffinv.core.types import Image, Sigma
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import Band, read_observation
 from diffinv.engine.methods import describe_method
+from diffinv.engine.monitor import Counting
 from diffinv.engine.objects import Channel, build_channels, check_target
-from diffinv.engine.reconstruct import PILOT_DRAWS, PILOT_ROUNDS, Method
+from diffinv.engine.reconstruct import PILOT_DRAWS, PILOT_ROUNDS, Method, pilot_method
 from diffinv.guidance.moment_matching import MomentMatching
+from diffinv.likelihood import Flat
+from diffinv.posterior import Posterior
 from diffinv.priors.base import Denoiser
 from diffinv.priors.store import Prior
 from diffinv.priors.tiled import tile_starts
@@ -111,10 +113,19 @@ def most_passes(method: Method, draws: int) -> float:
 
     Arguments: draws: of an image, which share its pilots.
     """
-    pilot = replace(method, steps=max(8, method.steps // 4))
-    evaluations = count_evaluations(method) + count_evaluations(pilot) * PILOT_ROUNDS * PILOT_DRAWS / draws
-    passes = method.guidance.solver.iterations + 2 if isinstance(method.guidance, MomentMatching) else 2
-    return passes * evaluations
+    pilots = PILOT_ROUNDS * PILOT_DRAWS / draws
+    return _passes(method) + _passes(pilot_method(method)) * pilots
+
+
+def _passes(method: Method) -> float:
+    """Network passes a draw, of the sampler alone."""
+    if method.sampler.guided and isinstance(method.guidance, MomentMatching):
+        return (method.guidance.solver.iterations + 2) * count_evaluations(method)
+    rows = method.sampler.cloud
+    counting, like = Counting(_Tally()), torch.zeros(rows, 1, 1, 1)
+    target = Posterior(counting, Flat((1, 1, 1)), method.guidance)
+    sample(method.sampler, target, _levels(method), like, Rng.for_draws(0, [0], rows))
+    return counting.rows / rows
 
 
 class _Tally(Denoiser):
@@ -126,13 +137,17 @@ class _Tally(Denoiser):
 
     def forward(self, x: Image, sigma: Sigma) -> Image:
         self.calls += 1
-        return torch.zeros_like(x)
+        return 0 * x
+
+
+def _levels(method: Method) -> torch.Tensor:
+    return (method.schedule or Karras(0.01, 10.0)).grid(method.steps)
 
 
 def count_evaluations(method: Method) -> int:
-    """How often a sampler asks for the posterior's denoiser, from its start to σ = 0: counted on one pixel."""
-    tally, sigmas = _Tally(), (method.schedule or Karras(0.01, 10.0)).grid(method.steps)
-    sample(method.sampler, tally, sigmas, torch.zeros(1, 1, 1, 1), Rng.for_draws(0, [0], 1))
+    """How often a guided sampler asks for the posterior's denoiser, from its start to σ = 0: counted on one pixel."""
+    tally = _Tally()
+    sample(method.sampler, tally, _levels(method), torch.zeros(1, 1, 1, 1), Rng.for_draws(0, [0], 1))
     return tally.calls
 
 

@@ -175,6 +175,12 @@ def reconstruct(
     )
 
 
+def pilot_method(method: Method) -> Method:
+    """A quarter of the steps; the default sampler instead of one that is not guided or moves in clouds."""
+    usual = method.sampler.guided and method.sampler.cloud == 1
+    return replace(method if usual else Method(schedule=method.schedule), steps=max(8, method.steps // 4))
+
+
 def refine_scale(
     likelihood: Likelihood, prior: Denoiser, scale: Tensor, rng: Rng, *, pixels: int, method: Method, max_batch: int
 ) -> Tensor:
@@ -183,8 +189,7 @@ def refine_scale(
     The norm of blurred data underestimates that of the image by a factor that depends on the image; the prior itself,
     trained with jittered scales, knows it better.
     """
-    usual = method.sampler.guided and method.sampler.cloud == 1
-    pilot = replace(method if usual else Method(schedule=method.schedule), steps=max(8, method.steps // 4))
+    pilot = pilot_method(method)
     for number in range(PILOT_ROUNDS):
         rows = _run(likelihood.scaled(scale), prior, rng.spawn(number), PILOT_DRAWS, pilot, max_batch, None)
         rms = (rows.double() ** 2).flatten(1).sum(1).div(pixels).sqrt().unflatten(0, (-1, PILOT_DRAWS)).mean(1)

@@ -67,9 +67,7 @@ class Sampler(abc.ABC):
 def parts_of(owner: str, target: Denoiser) -> tuple[Denoiser, Likelihood]:
     """Prior and likelihood of a posterior. Raises: UnsupportedError for any other denoiser: they cannot be told apart."""
     if not isinstance(target, Posterior):
-        raise UnsupportedError(
-            f"{owner} needs prior and likelihood apart, got {type(target).__name__}; give a Posterior."
-        )
+        raise UnsupportedError(f"{owner} needs prior and likelihood apart, got {type(target).__name__}; give a Posterior.")
     return target.prior, target.likelihood
 
 

@@ -22,6 +22,7 @@ from diffinv.guidance.twist import FisherBasis, Twisted, fisher_basis, moment_ma
 from diffinv.likelihood import Likelihood
 from diffinv.priors.base import Denoiser
 from diffinv.samplers.base import Sampler, State, parts_of
+from diffinv.samplers.sde import stochastic_slope
 
 RELINEARISE = 3
 
@@ -111,7 +112,7 @@ class TwistedSmc(Sampler):
         now, before = state.twist, state.previous
         if before is None:
             return now.prior_mean, now.mean
-        slope = expand(torch.log(sigma / sigma_next) / torch.log(state.sigma0 / sigma) / 2, state.x)
+        slope = expand(stochastic_slope(sigma, sigma_next, state.sigma0), state.x)
         extrapolate = lambda a, b: a + slope * (a - b)
         return extrapolate(now.prior_mean, before.prior_mean), extrapolate(now.mean, before.mean)
 

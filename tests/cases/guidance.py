@@ -12,7 +12,9 @@ from diffinv.core.linalg import dense
 from diffinv.core.rng import Rng
 from diffinv.guidance.base import ConjugateGradients, Gmres, Guidance
 from diffinv.guidance.moment_matching import MomentMatching
+from diffinv.guidance.proximal import Proximal
 from diffinv.guidance.pseudo_inverse import PseudoInverse
+from diffinv.guidance.tmpd import Tmpd
 from diffinv.likelihood import Joint, Likelihood, Observation
 from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.base import LinearOperator
@@ -77,6 +79,16 @@ def white_prior() -> GaussianPrior:
     return GaussianPrior(mean(), STD**2 * torch.eye(SIZE, dtype=torch.float64))
 
 
+def diagonal_prior() -> GaussianPrior:
+    """Independent pixels of variances from 0.2 to 3."""
+    return GaussianPrior(mean(), torch.linspace(0.2, 3, SIZE, dtype=torch.float64).diag())
+
+
+def wide_prior() -> GaussianPrior:
+    """White with a variance of 1e13, 1e10 times that of the highest level of the contracts: ∂D/∂x = 1 to 1e-10."""
+    return GaussianPrior(mean(), 1e13 * torch.eye(SIZE, dtype=torch.float64))
+
+
 def kernels() -> Tensor:
     """Two point-spread functions without any symmetry, (2, 1, 3, 3)."""
     kernel = positive(2, 1, 3, 3, seed=4) ** 3
@@ -101,6 +113,8 @@ def observe(*operators: LinearOperator) -> DataCase:
 CASES: dict[str, Callable[[], GuidanceCase]] = {
     "moment_matching": lambda: GuidanceCase(MomentMatching(ConjugateGradients(60, 1e-13)), smooth_prior()),
     "pseudo_inverse": lambda: GuidanceCase(PseudoInverse(STD, iterations=60, tol=1e-13), white_prior()),
+    "tmpd": lambda: GuidanceCase(Tmpd(iterations=60, tol=1e-13), diagonal_prior()),
+    "proximal": lambda: GuidanceCase(Proximal(1.0, iterations=60, tol=1e-13), wide_prior()),
 }
 
 VARIANTS: dict[str, Callable[[], GuidanceCase]] = {
