@@ -20,8 +20,8 @@ from diffinv import __version__
 if TYPE_CHECKING:
     from diffinv.config import Loaded, Override, SampleConfig
     from diffinv.data.layouts import InputOptions
+    from diffinv.engine.draws import Method
     from diffinv.engine.mocks import Mocks
-    from diffinv.engine.reconstruct import Method
     from diffinv.priors.store import Prior
 
 DONE, USAGE, STOPPED, QUARANTINED, DISK, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 74, 130, 143

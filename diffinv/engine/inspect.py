@@ -18,10 +18,11 @@ from diffinv.core.rng import Rng
 from diffinv.core.types import Image, Sigma
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import Band, read_observation
+from diffinv.engine import pilot
+from diffinv.engine.draws import Method
 from diffinv.engine.methods import describe_method
 from diffinv.engine.monitor import Counting
 from diffinv.engine.objects import Channel, build_channels, check_target
-from diffinv.engine.reconstruct import PILOT_DRAWS, PILOT_ROUNDS, Method, pilot_method
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Flat
 from diffinv.posterior import Posterior
@@ -113,8 +114,8 @@ def most_passes(method: Method, draws: int) -> float:
 
     Arguments: draws: of an image, which share its pilots.
     """
-    pilots = PILOT_ROUNDS * PILOT_DRAWS / draws
-    return _passes(method) + _passes(pilot_method(method)) * pilots
+    pilots = pilot.ROUNDS * pilot.DRAWS / draws
+    return _passes(method) + _passes(pilot.pilot_method(method)) * pilots
 
 
 def _passes(method: Method) -> float:

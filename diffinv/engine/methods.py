@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 import diffinv.samplers
 from diffinv.core.checks import ConfigError
 from diffinv.core.registry import lookup
-from diffinv.engine.reconstruct import Method
+from diffinv.engine.draws import Method
 from diffinv.guidance.base import ConjugateGradients, Gmres, Guidance
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.guidance.proximal import Proximal

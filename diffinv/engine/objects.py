@@ -26,9 +26,10 @@ from diffinv.data.grids import SkyGrid, output_grid
 from diffinv.data.observation import Band, SkyObservation
 from diffinv.data.products import LEVELS, Exposure, Product, Provenance, Quality, holds_quantile
 from diffinv.data.psf import FWHM_TO_SIGMA, gaussian_stamp
+from diffinv.engine.draws import Method
 from diffinv.engine.measure import catalog
 from diffinv.engine.methods import describe_method
-from diffinv.engine.reconstruct import Method, Result, reconstruct
+from diffinv.engine.reconstruct import Result, reconstruct
 from diffinv.priors.store import Prior
 from diffinv.uncertainty.quantiles import quantile
 

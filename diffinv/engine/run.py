@@ -24,6 +24,7 @@ from diffinv.data.catalog import Entry
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import read_observation
 from diffinv.data.products import product_path, read_product, safe_id, write_atomically, write_product
+from diffinv.engine.draws import Method
 from diffinv.engine.objects import (
     Answer,
     Channel,
@@ -35,7 +36,6 @@ from diffinv.engine.objects import (
     object_seed,
 )
 from diffinv.engine.progress import Progress
-from diffinv.engine.reconstruct import Method
 from diffinv.priors.store import Prior
 
 HOPELESS = 20  # the run stops if this many objects fail before any succeeds

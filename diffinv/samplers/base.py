@@ -83,15 +83,16 @@ def sample(
     """Run a sampler down a grid of noise levels.
 
     Arguments:
-        sigmas: (N + 1,) float64, decreasing; the last may be 0. like: (B, *image) gives shape, dtype and device.
+        sigmas: (N + 1,) float64, decreasing, or (B, N + 1), a grid a row; the last may be 0.
+        like: (B, *image) gives shape, dtype and device.
         rng: B streams. progress: called with the number of the step just done.
     Returns: the final state; its `x` are the draws.
     """
     levels = sigmas.to(device=like.device, dtype=torch.float64)
-    level = lambda k: levels[k].expand(like.shape[0])
+    level = lambda k: levels[..., k].expand(like.shape[0])
     with torch.no_grad():
         state = sampler.init(target, like, level(0), rng.spawn(0))
-        for k in range(len(levels) - 1):
+        for k in range(levels.shape[-1] - 1):
             state = sampler.step(target, state, level(k), level(k + 1), rng.spawn(k + 1))
             if progress is not None:
                 progress(k + 1)

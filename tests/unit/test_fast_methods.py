@@ -16,10 +16,10 @@ from torch import Tensor
 from diffinv.core.checks import ConfigError, DiffinvError, UnsupportedError
 from diffinv.core.linalg import expand
 from diffinv.core.rng import Rng
+from diffinv.engine.draws import Method
 from diffinv.engine.inspect import most_passes
 from diffinv.engine.methods import Choice, build_method, describe_method
 from diffinv.engine.monitor import Counting
-from diffinv.engine.reconstruct import Method
 from diffinv.guidance.base import Guidance
 from diffinv.guidance.proximal import Proximal
 from diffinv.guidance.pseudo_inverse import PseudoInverse

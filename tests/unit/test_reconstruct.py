@@ -11,7 +11,10 @@ from torch import Tensor
 
 from diffinv.core.checks import DiffinvError, ShapeError
 from diffinv.core.rng import Rng
-from diffinv.engine.reconstruct import PILOT_DRAWS, Method, Result, field_prior, reconstruct, reduced_chi2, refine_scale
+from diffinv.engine.draws import Method
+from diffinv.engine.pilot import DRAWS as PILOT_DRAWS
+from diffinv.engine.pilot import levels, refine_scale
+from diffinv.engine.reconstruct import Result, field_prior, reconstruct, reduced_chi2
 from diffinv.guidance.base import ConjugateGradients, Gmres
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.guidance.pseudo_inverse import PseudoInverse
@@ -210,9 +213,18 @@ def test_a_prior_with_card_needs_a_first_scale(tiny: Prior) -> None:
         reconstruct(field(), tiny, draws=2, method=QUICK)
 
 
-def test_the_schedule_and_the_variance_come_from_the_card(tiny: Prior) -> None:
+def test_noise_levels_begin_above_the_spread_of_each_posterior_and_end_at_the_cards(tiny: Prior) -> None:
+    grid = levels(torch.tensor([0.5, 1e-6, 1e6]), CARD, 5)
+    assert grid.shape == (3, 6) and grid.dtype == torch.float64
+    torch.testing.assert_close(grid[:, 0], torch.tensor([1.0, 10 * CARD.sigma_min, CARD.sigma_max], dtype=torch.float64))
+    torch.testing.assert_close(grid[:, -2], torch.full((3,), CARD.sigma_min, dtype=torch.float64))
+    ratios = grid[:, 1:-1] / grid[:, :-2]
+    torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios))
+
+
+def test_the_variance_comes_from_the_card(tiny: Prior) -> None:
     result = reconstruct(field(), tiny, draws=2, method=QUICK, scale=torch.tensor([1.0, 4.0]))
-    assert result.method.schedule.sigma_max == CARD.sigma_max
+    assert result.method.schedule is None
     assert result.samples.shape == (2, 2, 1, FIELD, FIELD)
     variance = 0.5 * result.scale.reshape(2, 1, 1, 1) ** 2
     torch.testing.assert_close(result.information, 0.5 * torch.log(variance / result.samples.var(1)))
@@ -240,8 +252,11 @@ def test_refining_finds_the_scale_that_the_data_show() -> None:
     method = replace(QUICK, schedule=LogUniform(1e-2, 30.0), steps=64)
     truth = observed.y.square().mean((1, 2, 3)).sqrt()
     guess, rng = truth * torch.tensor([0.5, 2.0]), Rng.for_draws(0, [0, 1], PILOT_DRAWS)
-    found = refine_scale(observed, Shrinkage(), guess, rng, pixels=FIELD**2, method=method, max_batch=64)
+    found, spread = refine_scale(observed, Shrinkage(), guess, rng, card=CARD, method=method, max_batch=64)
     assert float((found / truth - 1).abs().max()) < 0.1
+    # White noise of standard deviation 0.05/rms in every pixel: √n of them together; χ of 64 pixels scatters by 9 %.
+    expected = 0.05 * FIELD / truth
+    assert float((spread / expected - 1).abs().max()) < 0.4
 
 
 def test_a_field_larger_than_the_card_is_tiled_and_smaller_or_other_bands_are_refused(tiny: Prior) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from diffinv.core.checks import DiffinvError, ShapeError
 from diffinv.core.linalg import dense, expand
 from diffinv.core.rng import Rng
-from diffinv.engine.reconstruct import Method, reconstruct
+from diffinv.engine.draws import Method
+from diffinv.engine.reconstruct import reconstruct
 from diffinv.guidance.twist import fisher_basis, moment_matching_twist
 from diffinv.likelihood import Flat, Observation
 from diffinv.noise.gaussian import Gaussian
