@@ -150,11 +150,16 @@ def _prior(config: SampleConfig) -> Prior:
     import torch
 
     from diffinv.core.checks import ConfigError
+    from diffinv.priors.precondition import has_bfloat16
     from diffinv.priors.store import load_prior
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device: {device} asked for, but this machine has no CUDA device; use --device cpu.")
+    if device == "cpu" and config.dtype == "bfloat16" and not has_bfloat16():
+        raise ConfigError(
+            "dtype: bfloat16 is tens of times slower than float32 on this CPU, which cannot compute in it; use float32."
+        )
     return load_prior(config.prior.name, device=device, dtype=getattr(torch, config.dtype))
 
 

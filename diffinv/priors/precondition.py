@@ -60,6 +60,11 @@ class HighDynamicRange(nn.Module):
         return bias + gain * u
 
 
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware; without it a convolution falls back on a very slow path."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class Autocast(nn.Module):
     """Runs a network under autocast in `dtype`, returning the input's dtype: the only place where low precision enters."""
 

@@ -105,6 +105,29 @@ def test_configuration_errors_are_one_line_each(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "o").exists()
 
 
+def test_bfloat16_is_refused_where_the_processor_lacks_it(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (
+        "sample",
+        files[1],
+        "--out",
+        tmp_path / "o",
+        "--prior",
+        files[0],
+        "--device",
+        "cpu",
+        "--dtype",
+        "bfloat16",
+        *FAST,
+    )
+    monkeypatch.setattr("diffinv.priors.precondition.has_bfloat16", lambda: False)
+    code, lines = run(capsys, *arguments)
+    assert code == 2 and len(lines) == 1 and "use float32" in lines[0]
+    monkeypatch.setattr("diffinv.priors.precondition.has_bfloat16", lambda: True)
+    assert run(capsys, *arguments)[0] == 0
+
+
 def pickled(path: Path) -> None:
     path.write_bytes(pickle.dumps({"weights": [1.0]}))
 
