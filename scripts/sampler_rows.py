@@ -53,11 +53,12 @@ class Row:
         return x, counting.rows / len(x)
 
 
-def rows(*, iterations: int, sigma_data: float, zeta: float, spread: float, precision: float) -> dict[str, Row]:
+def rows(*, iterations: int, sigma_data: float, zeta: float, renew: float, spread: float, precision: float) -> dict[str, Row]:
     """Name → row.
 
     Arguments: iterations: of the inner CG, enough to converge. sigma_data: σ_d, the spread of the prior an element, for ΠGDM.
-    zeta: of DPS, relative. spread: of RED-diff's restarts and its step, in the unit of x. precision: λ of RED-diff, in x⁻².
+    zeta: of DPS, relative. renew: ζ of DiffPIR. spread: of RED-diff's restarts and its step, in the unit of x.
+    precision: λ of RED-diff, in x⁻².
     """
     exact = MomentMatching(ConjugateGradients(iterations, 1e-6))
     plain = PseudoInverse(sigma_data)
@@ -76,7 +77,7 @@ def rows(*, iterations: int, sigma_data: float, zeta: float, spread: float, prec
         "ΠGDM, multistep SDE": Row(StochasticMultistep(), plain, 64),
         "DDRM": Row(Ddrm(), exact, 64),
         "DPS": Row(Dps(zeta, relative=True), exact, 200),
-        "DiffPIR": Row(Renoise(0.3), Proximal(1.0), 100),
+        "DiffPIR": Row(Renoise(renew), Proximal(1.0), 100),
         "DAPS": Row(Daps(), exact, 100),
         "RED-diff": Row(RedDiff(lam=precision, lr=spread / 20, spread=spread), exact, 200),
         "PnP-ULA": Row(PnpUla(), exact, 400),
