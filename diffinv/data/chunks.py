@@ -21,7 +21,7 @@ def in_chunks(task: Callable[[int, int], Items], count: int, workers: int) -> li
     Arguments:
         task: a picklable function of (start, stop).
         count: number of items in all.
-        workers: number of forked processes; 1 runs in this one.
+        workers: number of processes, started clean (a fork of a process with threads may deadlock); 1 runs in this one.
 
     Returns:
         One pair per chunk, in order; none for count = 0.
@@ -36,5 +36,7 @@ def in_chunks(task: Callable[[int, int], Items], count: int, workers: int) -> li
     starts, stops = edges[:-1], edges[1:]
     if workers == 1:
         return [(start, task(start, stop)) for start, stop in zip(starts, stops)]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([type(task).__module__])  # imported once, not once a worker
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         return list(zip(starts, pool.map(task, starts, stops)))

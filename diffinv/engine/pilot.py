@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from diffinv.core.checks import DiffinvError
 from diffinv.core.rng import Rng
 from diffinv.engine.draws import Method, draw_rows
 from diffinv.likelihood import Likelihood
@@ -45,7 +46,14 @@ def refine_scale(
     return scale, (draws[:, 0] - draws[:, 1]).norm(dim=1) / (2**0.5 * rms)
 
 
-def levels(spread: Tensor, card: PriorCard, steps: int) -> Tensor:
-    """Noise levels of each image, uniform in ln σ from `REACH` × its posterior's spread (B,): (B, steps + 1)."""
+def levels(method: Method, spread: Tensor | None, card: PriorCard | None, images: int) -> Tensor:
+    """Noise levels of each image, (B, steps + 1): the method's schedule, or, without one, uniform in ln σ from `REACH` × the
+    spread of the image's posterior (B,) down to the smallest level of the card."""
+    if method.schedule is not None:
+        return method.schedule.grid(method.steps).expand(images, -1)
+    if spread is None or card is None:
+        raise DiffinvError(
+            "reconstruct: a prior without a card needs Method(schedule=...) with sigma_min and sigma_max in its unit."
+        )
     start = (REACH * spread).clamp(10 * card.sigma_min, card.sigma_max).tolist()
-    return torch.stack([LogUniform(card.sigma_min, first).grid(steps) for first in start])
+    return torch.stack([LogUniform(card.sigma_min, first).grid(method.steps) for first in start])

@@ -122,14 +122,10 @@ def reconstruct(
     device = torch.device(device) if device is not None else device_of(prior)
     likelihood = likelihood.to(device)
     target = field_prior(prior, likelihood.image_shape).to(device)
-    if method.schedule is None and not isinstance(prior, Prior):
-        raise DiffinvError(
-            "reconstruct: a prior without a card needs Method(schedule=...) with sigma_min and sigma_max in its unit."
-        )
     counting = Counting(target)
     guidance, solves = recorded(method.guidance)
     watched = replace(method, guidance=guidance)
-    unit, streams = torch.ones(batch, device=device), Rng.for_draws(seed, ids, draws)
+    unit, spread, streams = torch.ones(batch, device=device), None, Rng.for_draws(seed, ids, draws)
     if not isinstance(prior, Prior) and scale is not None:
         raise DiffinvError("reconstruct: scale= belongs to a prior with a card; this one has its own unit, give the data in it.")
     if isinstance(prior, Prior):
@@ -138,10 +134,7 @@ def reconstruct(
         unit, spread = pilots.refine_scale(
             likelihood, counting, guess, pilot, card=prior.card, method=method, max_batch=max_batch
         )
-    if method.schedule is not None:
-        sigmas = method.schedule.grid(method.steps).expand(batch, -1)
-    else:
-        sigmas = pilots.levels(spread, prior.card, method.steps)
+    sigmas = pilots.levels(method, spread, prior.card if isinstance(prior, Prior) else None, batch)
     rows = draw_rows(likelihood.scaled(unit), counting, sigmas, streams, method=watched, max_batch=max_batch, progress=progress)
     samples = (rows * unit.repeat_interleave(draws).reshape(-1, 1, 1, 1)).unflatten(0, (batch, draws))
     _check_finite(samples)

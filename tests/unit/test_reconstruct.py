@@ -214,7 +214,7 @@ def test_a_prior_with_card_needs_a_first_scale(tiny: Prior) -> None:
 
 
 def test_noise_levels_begin_above_the_spread_of_each_posterior_and_end_at_the_cards(tiny: Prior) -> None:
-    grid = levels(torch.tensor([0.5, 1e-6, 1e6]), CARD, 5)
+    grid = levels(Method(steps=5), torch.tensor([0.5, 1e-6, 1e6]), CARD, 3)
     assert grid.shape == (3, 6) and grid.dtype == torch.float64
     torch.testing.assert_close(grid[:, 0], torch.tensor([1.0, 10 * CARD.sigma_min, CARD.sigma_max], dtype=torch.float64))
     torch.testing.assert_close(grid[:, -2], torch.full((3,), CARD.sigma_min, dtype=torch.float64))
