@@ -5,6 +5,7 @@ Inner products are accumulated in float64 and are real; complex data travel as a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -136,16 +137,49 @@ def gmres(operator: LinearMap, rhs: Tensor, *, iterations: int, tol: float) -> S
 
     Arguments: operator: A. rhs: b (B, …). iterations: size of the Krylov space at most. tol: stop a row at ‖r‖ ≤ tol ‖b‖;
     below the rounding of b's dtype a residual means nothing, so that is where tol = 0 stops.
+    """
+    return _arnoldi(lambda v: (v, operator(v)), rhs, iterations=iterations, tol=tol)
+
+
+def information_gmres(
+    covariance: LinearMap,
+    fisher: LinearMap,
+    score: Tensor,
+    *,
+    iterations: int,
+    tol: float,
+    preconditioner: LinearMap | None = None,
+) -> Solve:
+    """Solve (C⁻¹ + F) d = s by flexible GMRES on (I + F C) u = s, d = C u, for a C that need not be symmetric.
+
+    Arguments:
+        covariance, fisher: products with C and F, one each an iteration. score: s (B, …). iterations: at most.
+        tol: stop a row at ‖s − (I + F C) u‖ ≤ tol ‖s‖. preconditioner: M ≈ (I + F C)⁻¹, which may change from call to call.
+    References: Saad, *A flexible inner-outer preconditioned GMRES algorithm*, 1993, SIAM J. Sci. Comput. 14, 461.
+    """
+
+    def expanded(v: Tensor) -> tuple[Tensor, Tensor]:
+        u = v if preconditioner is None else preconditioner(v)
+        d = covariance(u)
+        return d, u + fisher(d)
+
+    return _arnoldi(expanded, score, iterations=iterations, tol=tol)
+
+
+def _arnoldi(expanded: Callable[[Tensor], tuple[Tensor, Tensor]], rhs: Tensor, *, iterations: int, tol: float) -> Solve:
+    """GMRES whose solution is built from p of (p, w) = expanded(v), where w is the operator's product with p.
+
     Modified Gram–Schmidt Arnoldi; the least-squares problem is kept triangular by Givens rotations in float64. A row that
     is solved, or whose Krylov space is exhausted (the new direction is rounding), gets zero basis vectors from there on.
     """
     norm = dot(rhs, rhs).sqrt()
-    basis = [rhs / expand(_nonzero(norm), rhs)]
+    basis, parts = [rhs / expand(_nonzero(norm), rhs)], []
     triangle, eps = _Triangle.start(norm, iterations), torch.finfo(rhs.dtype).eps
     target = max(tol, eps) * norm
     used, active = torch.zeros_like(norm, dtype=torch.int64), norm > target
     for _ in range(iterations):
-        w = operator(basis[-1])
+        part, w = expanded(basis[-1])
+        parts.append(part)
         size, column = dot(w, w).sqrt(), []
         for v in basis:
             column.append(dot(v, w))
@@ -157,7 +191,7 @@ def gmres(operator: LinearMap, rhs: Tensor, *, iterations: int, tol: float) -> S
         if not bool(active.any()):
             break
         basis.append(expand(active, w) * w / expand(_nonzero(length), w))
-    x = sum(expand(c, rhs) * v for c, v in zip(triangle.solve().unbind(1), basis, strict=False))
+    x = sum((expand(c, rhs) * p for c, p in zip(triangle.solve().unbind(1), parts, strict=False)), torch.zeros_like(rhs))
     return Solve(x, triangle.residual / _nonzero(norm), used, torch.zeros_like(active))
 
 

@@ -22,6 +22,8 @@ from diffinv.samplers.base import Sampler, sample
 from diffinv.samplers.sde import StochasticMultistep
 from diffinv.schedules import Schedule
 
+INNER = 8  # iterations of the preconditioner, which calls no network
+
 
 @dataclass(frozen=True)
 class Method:
@@ -32,7 +34,7 @@ class Method:
     """
 
     sampler: Sampler = StochasticMultistep()
-    guidance: Guidance = MomentMatching(Gmres(iterations=12, tol=1e-3))
+    guidance: Guidance = MomentMatching(Gmres(iterations=5, tol=1e-3, inner=INNER))
     steps: int = 20
     schedule: Schedule | None = None
 

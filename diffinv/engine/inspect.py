@@ -121,7 +121,7 @@ def most_passes(method: Method, draws: int) -> float:
 def _passes(method: Method) -> float:
     """Network passes a draw, of the sampler alone."""
     if method.sampler.guided and isinstance(method.guidance, MomentMatching):
-        return (method.guidance.solver.iterations + 2) * count_evaluations(method)
+        return (1 + method.guidance.solver.products) * count_evaluations(method)
     rows = method.sampler.cloud
     counting, like = Counting(_Tally()), torch.zeros(rows, 1, 1, 1)
     target = Posterior(counting, Flat((1, 1, 1)), method.guidance)

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 import diffinv.samplers
 from diffinv.core.checks import ConfigError
 from diffinv.core.registry import lookup
-from diffinv.engine.draws import Method
+from diffinv.engine.draws import INNER, Method
 from diffinv.guidance.base import ConjugateGradients, Gmres, Guidance
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.guidance.proximal import Proximal
@@ -41,7 +41,7 @@ class Choice:
 
 
 GUIDANCES: dict[str, Callable[[PriorCard, int, float], Guidance]] = {
-    "moment_matching": lambda card, iterations, tol: MomentMatching(Gmres(iterations, tol)),
+    "moment_matching": lambda card, iterations, tol: MomentMatching(Gmres(iterations, tol, INNER)),
     "moment_matching_cg": lambda card, iterations, tol: MomentMatching(ConjugateGradients(iterations, tol)),
     "pseudo_inverse": lambda card, iterations, tol: PseudoInverse(card.sigma_data, iterations, tol),
     "tmpd": lambda card, iterations, tol: Tmpd(iterations, tol),
@@ -61,8 +61,8 @@ SAMPLERS: dict[str, Callable[[PriorCard, int], Sampler]] = {
 # The guidance of a sampler that is half of a method, where none is chosen.
 PARTNERS = {"diffpir": "proximal"}
 
-# Inner solves that need no network call: as many iterations as they take, where none are chosen.
-DATA_SOLVES = {"tmpd": (100, 1e-6), "proximal": (100, 1e-6)}
+# Iterations and tolerance of inner solves that are not the default's: what needs no network call has as many as it takes.
+SOLVES = {"tmpd": (100, 1e-6), "proximal": (100, 1e-6), "pseudo_inverse": (100, 1e-6), "moment_matching_cg": (12, 1e-3)}
 
 _SOLVERS = {ConjugateGradients: "CG", Gmres: "GMRES"}
 
@@ -93,7 +93,7 @@ def build_method(choice: Choice, card: PriorCard, *, where: Callable[[str], str]
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"{where('sampler.guidance.name')}: guidance '{name}': unknown{hint}; known: {', '.join(GUIDANCES)}.")
     solver = method.guidance.solver
-    iterations, tol = DATA_SOLVES.get(name, (solver.iterations, solver.tol))
+    iterations, tol = SOLVES.get(name, (solver.iterations, solver.tol))
     iterations = choice.iterations if choice.iterations is not None else iterations
     tol = choice.tol if choice.tol is not None else tol
     return replace(method, guidance=GUIDANCES[name](card, iterations, tol))

@@ -57,6 +57,10 @@ class RecordingSolver(InformationSolver):
         self._residuals: list[Tensor] = []
         self._indefinite: list[Tensor] = []
 
+    @property
+    def products(self) -> int:
+        return self.solver.products
+
     def __call__(self, covariance: LinearMap, fisher: LinearMap, score: Tensor) -> Solve:
         solved = self.solver(covariance, fisher, score)
         self._residuals.append(solved.residual.mean())

@@ -18,7 +18,8 @@ class MomentMatching(Guidance):
     """`D_y = D + (C⁻¹ + F)⁻¹ s`, C = σ² ∂D/∂x, F and s the likelihood's Fisher information and score at D.
 
     Equal to `D + C Aᵀ (Σ_y + A C Aᵀ)⁻¹ (y − A D)` for linear A and Gaussian noise; Gauss–Newton otherwise.
-    Exact for any Gaussian prior. Cost: one forward and, with CG, one vjp an iteration plus one.
+    Exact for any Gaussian prior. Cost: one forward and one vjp an iteration, plus one for CG's start or
+    GMRES's preconditioner.
 
     Arguments: solver: CG, or GMRES where ∂D/∂x is far from symmetric. Its residual is a calibration parameter: too few
     iterations give over-dispersed, data-ignoring draws.

@@ -119,6 +119,7 @@ CASES: dict[str, Callable[[], GuidanceCase]] = {
 
 VARIANTS: dict[str, Callable[[], GuidanceCase]] = {
     "moment_matching, gmres": lambda: GuidanceCase(MomentMatching(Gmres(SIZE, 1e-13)), smooth_prior()),
+    "moment_matching, preconditioned": lambda: GuidanceCase(MomentMatching(Gmres(SIZE, 1e-13, inner=4)), smooth_prior()),
 }
 
 DATA: dict[str, Callable[[], DataCase]] = {

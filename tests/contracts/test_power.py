@@ -109,6 +109,7 @@ class Together(InformationSolver):
     """GMRES on the batch as if it were one system: the Krylov space mixes the rows."""
 
     iterations: int
+    products = 0
 
     def __call__(self, covariance: LinearMap, fisher: LinearMap, score: Tensor) -> Solve:
         shape = (1, score.shape[0], *score.shape[1:])

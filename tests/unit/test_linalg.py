@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffinv.core.linalg import cg, dense, dot, expand, gmres, hutchinson_trace, information_solve, power_iteration
+from diffinv.core.linalg import (
+    cg,
+    dense,
+    dot,
+    expand,
+    gmres,
+    hutchinson_trace,
+    information_gmres,
+    information_solve,
+    power_iteration,
+)
 from diffinv.core.rng import Rng
 from diffinv.core.types import LinearMap
 
@@ -156,6 +166,38 @@ def test_gmres_reports_its_true_residual_before_convergence_and_minimises_it():
         assert torch.allclose(solve.residual, true, rtol=1e-9)
         residuals.append(true)
     assert bool((residuals[1] < residuals[0]).all() and (residuals[2] < residuals[1]).all())
+
+
+def lopsided(*, skew: float = 0.3) -> Tensor:
+    """A covariance that is not symmetric, (2, N, N)."""
+    lower = draw(2, N, N, seed=4)
+    return psd() + skew * (lower - lower.mT) / N
+
+
+def test_information_gmres_equals_the_dense_solution_without_a_symmetric_covariance():
+    covariance, fisher, score = lopsided(), 30 * psd(seed=5, floor=0.0), draw(2, N, seed=1)
+    solve = information_gmres(times(covariance), times(fisher), score, iterations=N, tol=1e-13)
+    assert torch.allclose(solve.solution, solved(torch.linalg.inv(covariance) + fisher, score), rtol=1e-8, atol=1e-10)
+
+
+def test_a_preconditioner_may_change_from_call_to_call_and_the_exact_one_needs_one_iteration():
+    covariance, fisher, score = lopsided(), 30 * psd(seed=5, floor=0.0), draw(2, N, seed=1)
+    system = torch.eye(N, dtype=F64) + fisher @ covariance
+    exact = solved(torch.linalg.inv(covariance) + fisher, score)
+    run = lambda model, iterations: information_gmres(
+        times(covariance), times(fisher), score, iterations=iterations, tol=1e-13, preconditioner=model
+    )
+    assert torch.allclose(run(lambda v: solved(system, v), 1).solution, exact, rtol=1e-8, atol=1e-10)
+    calls = []
+
+    def moody(v: Tensor) -> Tensor:
+        calls.append(v)
+        return solved(system + len(calls) * torch.eye(N, dtype=F64), v)
+
+    solve = run(moody, N)
+    assert torch.allclose(solve.solution, exact, rtol=1e-8, atol=1e-10) and len(calls) > 2
+    true = (score - (system @ torch.linalg.solve(covariance, solve.solution[..., None]))[..., 0]).norm(dim=1)
+    assert float((true / score.norm(dim=1)).max()) < 1e-10
 
 
 def test_gmres_survives_a_krylov_space_that_is_exhausted():

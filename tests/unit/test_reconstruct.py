@@ -172,7 +172,8 @@ def test_progress_counts_row_steps_up_to_all_of_them() -> None:
     ("sampler", "guidance", "calls"),
     [
         (Euler(), MomentMatching(ConjugateGradients(3, 0.0)), 5 * (1 + 4)),
-        (Heun(), MomentMatching(Gmres(2, 0.0)), 8 * (1 + 3)),
+        (Heun(), MomentMatching(Gmres(2, 0.0)), 8 * (1 + 2)),
+        (Heun(), MomentMatching(Gmres(2, 0.0, inner=4)), 8 * (1 + 1 + 2)),
         (Ancestral(), PseudoInverse(1.0), 5 * (1 + 1)),
     ],
 )
