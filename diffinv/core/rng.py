@@ -23,15 +23,15 @@ _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64 finaliser on int64 (wrapping arithmetic)."""
     z = z + _GOLDEN
-    z = (z ^ _shift(z, 30)) * _MIX1
-    z = (z ^ _shift(z, 27)) * _MIX2
-    return z ^ _shift(z, 31)
+    z.bitwise_xor_(_shift(z, 30)).mul_(_MIX1)
+    z.bitwise_xor_(_shift(z, 27)).mul_(_MIX2)
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def _wrapped(value: int) -> int:
@@ -101,7 +101,7 @@ class Rng:
     def _to_unit(bits: Tensor, dtype: torch.dtype) -> Tensor:
         digits = 52 if dtype == torch.float64 else 23
         real = torch.float64 if dtype == torch.float64 else torch.float32
-        return (_shift(bits, 64 - digits).to(real) + 0.5) * 2.0**-digits
+        return _shift(bits, 64 - digits).to(real).add_(0.5).mul_(2.0**-digits)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal, the shape, dtype and device of `like` (B, …)."""
@@ -110,7 +110,7 @@ class Rng:
         else:
             bits = self._bits(like, 1)[0]
             first, second = self._to_unit(bits, like.dtype), self._to_unit(bits << 32, like.dtype)
-        return (torch.sqrt(-2 * torch.log(first)) * torch.cos(2 * math.pi * second)).to(like.dtype)
+        return first.log_().mul_(-2).sqrt_().mul_(second.mul_(2 * math.pi).cos_()).to(like.dtype)
 
     def rademacher(self, like: Tensor) -> Tensor:
         """±1 with probability ½ each."""

@@ -157,7 +157,7 @@ class MixturePrior(Denoiser):
             )
         if covariance.shape not in [(), (size, size)]:
             raise DiffinvError(f"MixturePrior: covariance must be () or ({size}, {size}), got {tuple(covariance.shape)}.")
-        values, vectors = _eigen("MixturePrior", covariance) if covariance.ndim else (covariance.expand(size).clone(), None)
+        values, vectors = _eigen("MixturePrior", covariance) if covariance.ndim else (covariance.reshape(1).clone(), None)
         self.register_buffer("means", means)
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("eigenvalues", values)
@@ -169,29 +169,30 @@ class MixturePrior(Denoiser):
     def _rotate_back(self, u: Tensor) -> Tensor:
         return u if self.eigenvectors is None else u @ self.eigenvectors.mT
 
-    def _log_joint(self, u: Tensor, variance: Tensor) -> Tensor:
-        """log w_k N(x; m_k, C + σ²) at x in eigen-coordinates: (B, n), (B, n) → (B, K). Squares are expanded: products of
-        matrices instead of a (B, K, n) array, in float64 because they cancel."""
-        u, means, variance = u.double(), self._rotate(self.means.flatten(1)).double(), variance.double()
-        cross = (u / variance) @ means.mT - (1 / variance) @ (means**2).mT / 2
-        own = (u**2 / variance + variance.log() + LOG_2PI).sum(1, keepdim=True) / 2
-        return self.weights.double().log() + cross - own
+    def _evidence(self, u: Tensor, variance: Tensor) -> Tensor:
+        """log w_k N(x; m_k, C + σ²) at x in eigen-coordinates, up to what all components share: (B, n), (B, n|1) → (B, K).
+        Squares are expanded: products of matrices instead of a (B, K, n) array, in float64 because they cancel."""
+        means, precision = self._rotate(self.means.flatten(1)).double(), 1 / variance.double()
+        squares = means**2 if precision.shape[1] > 1 else (means**2).sum(1, keepdim=True)
+        return self.weights.double().log() + (u.double() * precision) @ means.mT - precision @ squares.mT / 2
 
     def _coordinates(self, x: Image, sigma: Sigma) -> tuple[Tensor, Tensor]:
-        """x in eigen-coordinates and λ + σ²: (B, n) each."""
+        """x in eigen-coordinates and λ + σ²: (B, n) and (B, n), or (B, 1) where all λ are one."""
         check_shape("MixturePrior", x, self.means.shape[1:])
         return self._rotate(x.flatten(1)), self.eigenvalues + sigma.to(x.dtype)[:, None] ** 2
 
     def forward(self, x: Image, sigma: Sigma) -> Image:
         u, variance = self._coordinates(x, sigma)
         means, gain = self._rotate(self.means.flatten(1)), self.eigenvalues / variance
-        responsibility = torch.softmax(self._log_joint(u, variance), 1).to(means.dtype)
+        responsibility = torch.softmax(self._evidence(u, variance), 1).to(means.dtype)
         centre = gain * u + (1 - gain) * (responsibility @ means)
         return self._rotate_back(centre).reshape(x.shape)
 
     def log_prob(self, x: Image, sigma: Sigma) -> Tensor:
         """log Σ w_k N(x; m_k, C + σ²): (B, *image), (B,) → (B,), float64."""
-        return torch.logsumexp(self._log_joint(*self._coordinates(x, sigma)), 1)
+        u, variance = self._coordinates(x, sigma)
+        shared = (u.double() ** 2 / variance + variance.double().log() + LOG_2PI).sum(1) / 2
+        return torch.logsumexp(self._evidence(u, variance), 1) - shared
 
     def sample(self, like: Image, rng: Rng) -> Image:
         """Draws of the prior itself (σ = 0), the shape and dtype of `like` (B, *image)."""

@@ -59,6 +59,11 @@ def _datum(score: Tensor, information: Tensor) -> Tensor:
     return torch.where(information > 0, score / torch.where(information > 0, information, 1.0), 0.0)
 
 
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Each row times its matrix: (B, n), (1|B, n, n) → (B, n). One matrix for all is one product, not B that read it anew."""
+    return rows @ matrix[0] if len(matrix) == 1 else (rows[:, None] @ matrix)[:, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class DenseSpectrum(Spectrum):
     """V as a matrix. vectors: (1|B, n, n), its columns. image_shape: of the images."""
@@ -67,10 +72,10 @@ class DenseSpectrum(Spectrum):
     image_shape: Shape
 
     def analyse(self, x: Image) -> Tensor:
-        return (x.flatten(1)[:, None] @ self.vectors)[:, 0]
+        return _times(x.flatten(1), self.vectors)
 
     def synthesise(self, u: Tensor) -> Image:
-        return (u[:, None] @ self.vectors.mT).reshape(-1, *self.image_shape)
+        return _times(u, self.vectors.mT).reshape(-1, *self.image_shape)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class DenseBasis(Basis):
         precise = likelihood.to(torch.float64)
         values, vectors = _eigen(precise, zero)
         information = _observed(values.clamp_min(0))
-        score = (precise.score(zero).flatten(1)[:, None] @ vectors)[:, 0]
+        score = _times(precise.score(zero).flatten(1), vectors)
         found = DenseSpectrum(information, _datum(score, information), vectors, tuple(like.shape[1:]))
         return found.to(like.dtype)
 
