@@ -1,6 +1,6 @@
 """Matrix-free linear algebra on batches: every row is its own system, and a converged row is frozen.
 
-Inner products are accumulated in float64 and are real; complex data travel as a trailing real pair.
+Scalars of a recurrence are float64 and real; complex data travel as a trailing real pair.
 """
 
 from __future__ import annotations
@@ -169,28 +169,31 @@ def information_gmres(
 def _arnoldi(expanded: Callable[[Tensor], tuple[Tensor, Tensor]], rhs: Tensor, *, iterations: int, tol: float) -> Solve:
     """GMRES whose solution is built from p of (p, w) = expanded(v), where w is the operator's product with p.
 
-    Modified Gram–Schmidt Arnoldi; the least-squares problem is kept triangular by Givens rotations in float64. A row that
-    is solved, or whose Krylov space is exhausted (the new direction is rounding), gets zero basis vectors from there on.
+    Arnoldi with Gram–Schmidt twice, which is as orthogonal as rounding allows; the least-squares problem is kept triangular
+    by Givens rotations in float64. A row that is solved, or whose Krylov space is exhausted (the new direction is rounding),
+    gets zero basis vectors from there on.
     """
-    norm = dot(rhs, rhs).sqrt()
-    basis, parts = [rhs / expand(_nonzero(norm), rhs)], []
+    norm, shape = dot(rhs, rhs).sqrt(), rhs.shape
+    basis = rhs.new_zeros(len(rhs), iterations + 1, rhs[0].numel())
+    basis[:, 0] = (rhs / expand(_nonzero(norm), rhs)).flatten(1)
     triangle, eps = _Triangle.start(norm, iterations), torch.finfo(rhs.dtype).eps
-    target = max(tol, eps) * norm
+    target, parts = max(tol, eps) * norm, []
     used, active = torch.zeros_like(norm, dtype=torch.int64), norm > target
-    for _ in range(iterations):
-        part, w = expanded(basis[-1])
+    for k in range(iterations):
+        part, product = expanded(basis[:, k].reshape(shape))
         parts.append(part)
-        size, column = dot(w, w).sqrt(), []
-        for v in basis:
-            column.append(dot(v, w))
-            w = w - expand(column[-1], w) * v
+        w, known = product.flatten(1), basis[:, : k + 1]
+        size, column = dot(w, w).sqrt(), 0.0
+        for _ in range(2):
+            overlap = torch.linalg.vecdot(known, w[:, None])
+            w, column = w - (overlap[:, None] @ known)[:, 0], column + overlap
         length = dot(w, w).sqrt()
         fresh = active & (length > 4 * eps * size)
-        triangle.append(torch.stack([*column, length], 1), 4 * eps)
+        triangle.append(torch.cat([column.double(), length[:, None]], 1), 4 * eps)
         used, active = used + active, fresh & (triangle.residual > target)
         if not bool(active.any()):
             break
-        basis.append(expand(active, w) * w / expand(_nonzero(length), w))
+        basis[:, k + 1] = expand(active, w) * w / expand(_nonzero(length), w)
     x = sum((expand(c, rhs) * p for c, p in zip(triangle.solve().unbind(1), parts, strict=False)), torch.zeros_like(rhs))
     return Solve(x, triangle.residual / _nonzero(norm), used, torch.zeros_like(active))
 
