@@ -109,9 +109,7 @@ class Truth:
     error: float
 
 
-def nuts(
-    problem: Problem, data: Observation, *, chains: int = 4, samples: int = 2500, warmup: int = 1000, seed: int = 0
-) -> Truth:
+def nuts(problem: Problem, data: Observation, *, chains: int = 4, samples: int = 2500, warmup: int = 1000) -> Truth:
     """Mean and std of p(x | y) of every row of the data; the rows are independent and share a chain's state."""
     c, y = constants(problem), data.y.flatten(1).numpy()
 

@@ -98,9 +98,10 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "Poisson, 200 counts": lambda: Problem(smooth(), poisson(200.0)),
     "Poisson–Gaussian, 4 electrons": lambda: Problem(smooth(), poisson_gaussian(4.0)),
     "Poisson–Gaussian, 20 electrons": lambda: Problem(smooth(), poisson_gaussian(20.0)),
-    "Poisson–Gaussian, 200 electrons": lambda: Problem(smooth(), poisson_gaussian(200.0)),
+    "range 9:1, Poisson, 1 count": lambda: Problem(bright_and_faint(), poisson(1.0)),
     "range 9:1, Poisson, 4 counts": lambda: Problem(bright_and_faint(), poisson(4.0)),
     "range 9:1, Poisson, 20 counts": lambda: Problem(bright_and_faint(), poisson(20.0)),
+    "range 9:1, Poisson–Gaussian, 4 electrons": lambda: Problem(bright_and_faint(), poisson_gaussian(4.0)),
 }
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -74,6 +74,18 @@ def exact_information(rate: Tensor, read: Tensor) -> Tensor:
     return torch.stack(found)
 
 
+def table_nodes(floor: float) -> Tensor:
+    """log λ of the table, (T,) float64, uniform from the floor to `TABLE_TOP` electrons."""
+    return torch.linspace(math.log(floor), math.log(TABLE_TOP), TABLE_NODES, dtype=torch.float64)
+
+
+@lru_cache(maxsize=1024)
+def information_table(read: float, floor: float) -> Tensor:
+    """I(λ)(λ + r²) at the nodes, (T,) float64: near 1 where the noise is nearly Gaussian. Takes a quarter of a second."""
+    rate, r = table_nodes(floor).exp(), torch.tensor(read, dtype=torch.float64)
+    return exact_information(rate, r) * (rate + r**2)
+
+
 @register("noise", "poisson_gaussian")
 @dataclass(frozen=True, eq=False)
 class PoissonGaussian(Independent):
@@ -86,8 +98,8 @@ class PoissonGaussian(Independent):
         mask: (1|B, *data), True where a pixel is good, or None if all are.
         floor: rate in electrons below which the log-likelihood goes on along its tangent.
     Raises: DiffinvError if gain, read noise or floor are not positive.
-    The precision is the exact Fisher information, interpolated in log λ from a table of 256 quadratures kept with the object;
-    above 1000 electrons it is 1/(λ + r²).
+    The precision is the exact Fisher information, interpolated in log λ from a table of 256 quadratures that is kept
+    for each r and floor; above 1000 electrons it is 1/(λ + r²).
     """
 
     gain: Tensor
@@ -124,12 +136,9 @@ class PoissonGaussian(Independent):
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
-        """log λ (T,) and I(λ)(λ + r²) (1|B, T): near 1 where the noise is nearly Gaussian."""
-        log_rate = torch.linspace(math.log(self.floor), math.log(TABLE_TOP), TABLE_NODES, dtype=torch.float64)
-        log_rate = log_rate.to(self.read_noise.device)
-        with torch.no_grad():
-            rows = [exact_information(log_rate.exp(), r) * (log_rate.exp() + r.double() ** 2) for r in self.read_noise]
-        return log_rate, torch.stack(rows)
+        """log λ (T,) and I(λ)(λ + r²) (1|B, T)."""
+        rows = [information_table(read, self.floor) for read in self.read_noise.tolist()]
+        return table_nodes(self.floor).to(self.read_noise.device), torch.stack(rows).to(self.read_noise.device)
 
     def information(self, mean: Tensor) -> Tensor:
         rate, read = self._rate(mean.double()), over(self.read_noise, mean.double())

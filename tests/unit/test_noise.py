@@ -16,7 +16,7 @@ from diffinv.noise.base import Noise
 from diffinv.noise.correlated import CorrelatedGaussian
 from diffinv.noise.gamma import Gamma
 from diffinv.noise.gaussian import Gaussian
-from diffinv.noise.photon import HeteroscedasticGaussian, PoissonGaussian, exact_information, series
+from diffinv.noise.photon import HeteroscedasticGaussian, PoissonGaussian, exact_information, information_table, series
 from diffinv.noise.poisson import Poisson
 from tests.cases.noise import SHAPE, correlation, mask, ramp
 
@@ -81,6 +81,18 @@ def test_the_interpolated_information_is_the_integral(read: float) -> None:
     noise = PoissonGaussian(t(2), t(read), t(0.0))
     got = noise.information((rates / 2).reshape(1, 1, 1, -1)).flatten() / 4
     torch.testing.assert_close(got, exact_information(rates, t(read)), rtol=1e-3, atol=0)
+
+
+def test_copies_of_a_detector_share_its_table() -> None:
+    """Samplers select and repeat rows at every step; the quadratures of a read noise are done once."""
+    mean = torch.ones(2, 1, 1, 1, dtype=F64)
+    PoissonGaussian(t(2), torch.tensor([0.7, 1.1], dtype=F64), t(0.1)).information(mean)
+    before = information_table.cache_info().misses
+    other = PoissonGaussian(t(3), torch.tensor([0.7, 1.1], dtype=F64), t(0.1))
+    other.select([1, 0]).repeat(2).information(mean.repeat(2, 1, 1, 1))
+    assert information_table.cache_info().misses == before
+    PoissonGaussian(t(2), t(1.2), t(0.1)).information(mean)
+    assert information_table.cache_info().misses == before + 1
 
 
 def test_the_gaussian_approximation_errs_as_its_docstring_says() -> None:
