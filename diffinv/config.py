@@ -90,7 +90,7 @@ class SamplerSection(Section):
     steps: Count | None = None
     samples: Annotated[int, Field(ge=2, le=100_000)] = 32
     seed: Seed = 0
-    max_batch: Count = 64
+    max_batch: Count | None = None
     guidance: GuidanceSection = GuidanceSection()
 
 

@@ -34,7 +34,7 @@ class Method:
     """
 
     sampler: Sampler = StochasticMultistep()
-    guidance: Guidance = MomentMatching(Gmres(iterations=5, tol=1e-3, inner=INNER))
+    guidance: Guidance = MomentMatching(Gmres(iterations=8, tol=1e-3, inner=INNER))
     steps: int = 20
     schedule: Schedule | None = None
 

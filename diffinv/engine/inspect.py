@@ -20,9 +20,10 @@ from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import Band, read_observation
 from diffinv.engine import pilot
 from diffinv.engine.draws import Method
+from diffinv.engine.memory import kept_bytes
 from diffinv.engine.methods import describe_method
 from diffinv.engine.monitor import Counting
-from diffinv.engine.objects import Channel, build_channels, check_target
+from diffinv.engine.objects import Channel, build_channels, check_target, rows_of
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Flat
 from diffinv.posterior import Posterior
@@ -40,7 +41,7 @@ def describe(
     method: Method,
     *,
     draws: int,
-    max_batch: int,
+    max_batch: int | None,
     margin: int | None,
     target_fwhm: float | None,
 ) -> str:
@@ -94,18 +95,18 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} × {shape[1]}"
 
 
-def _cost_lines(channels: tuple[Channel, ...], prior: Prior, method: Method, draws: int, max_batch: int) -> list[str]:
+def _cost_lines(channels: tuple[Channel, ...], prior: Prior, method: Method, draws: int, max_batch: int | None) -> list[str]:
     seconds, kept = measure_pass(prior)
     tiles = [_tiles(c, prior.card.size) for c in channels]
     passes = most_passes(method, draws)
-    rows = min(max_batch, draws * len(channels))
+    rows = min(max_batch or rows_of(channels, prior), draws * len(channels))
     weights = sum(p.numel() * p.element_size() for p in prior.parameters())
     total = passes * draws * sum(tiles) * seconds
     device = next(prior.parameters()).device.type
-    memory = weights + rows * max(tiles) * kept
+    needed = weights + rows * max(tiles) * kept
     return [
         f"time       about {_duration(total)} on this {device} (at most {passes:.0f} network passes a draw and tile)",
-        f"memory     about {memory / 2**30:.2g} GiB at {rows} rows at once (sampler.max_batch)",
+        f"memory     about {needed / 2**30:.2g} GiB at {rows} rows at once (sampler.max_batch)",
     ]
 
 
@@ -166,16 +167,8 @@ def measure_pass(prior: Prior, *, rows: int = 4) -> tuple[float, int]:
     shape = (rows, len(card.bands), card.size, card.size)
     x = torch.linspace(-1, 1, math.prod(shape), device=device).reshape(shape).requires_grad_()
     sigma = torch.full((rows,), card.sigma_data, dtype=torch.float64, device=device)
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        prior(x, sigma)
     seconds = min(_time_passes(prior, x, sigma) for _ in range(3))
-    return seconds / (2 * rows), sum(kept.values()) // rows
+    return seconds / (2 * rows), kept_bytes(prior, shape[1:], device)
 
 
 def _time_passes(prior: Prior, x: torch.Tensor, sigma: torch.Tensor) -> float:

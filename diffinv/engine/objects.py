@@ -28,8 +28,9 @@ from diffinv.data.products import LEVELS, Exposure, Product, Provenance, Quality
 from diffinv.data.psf import FWHM_TO_SIGMA, gaussian_stamp
 from diffinv.engine.draws import Method
 from diffinv.engine.measure import catalog
+from diffinv.engine.memory import rows_that_fit
 from diffinv.engine.methods import describe_method
-from diffinv.engine.reconstruct import Result, reconstruct
+from diffinv.engine.reconstruct import Result, field_prior, reconstruct
 from diffinv.priors.store import Prior
 from diffinv.uncertainty.quantiles import quantile
 
@@ -129,6 +130,13 @@ def _overhang(native: SkyGrid, grid: SkyGrid) -> int:
     places = corners @ affine.matrix.T + affine.offset
     excess = max(float((-0.5 - places).max()), float((places + 0.5 - grid.shape).max()))
     return max(0, math.ceil(excess - 1e-6))
+
+
+def rows_of(channels: Sequence[Channel], prior: Prior) -> int:
+    """Rows (images × draws) that fit into memory at once, whichever of the channels is sampled."""
+    device = next(prior.parameters()).device
+    shapes = {tuple(c.field.likelihood.image_shape) for c in channels}
+    return min(rows_that_fit(field_prior(prior, shape), shape, device) for shape in shapes)
 
 
 def answer_channels(

@@ -17,6 +17,7 @@ from diffinv.core.rng import Rng
 from diffinv.core.types import Image
 from diffinv.engine import pilot as pilots
 from diffinv.engine.draws import Method, device_of, draw_rows
+from diffinv.engine.memory import rows_that_fit
 from diffinv.engine.monitor import Counting, recorded
 from diffinv.likelihood import Likelihood
 from diffinv.priors.base import Denoiser
@@ -101,7 +102,7 @@ def reconstruct(
     method: Method = Method(),
     scale: Tensor | None = None,
     image_ids: Sequence[int] | None = None,
-    max_batch: int = 64,
+    max_batch: int | None = None,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
@@ -111,9 +112,9 @@ def reconstruct(
         likelihood: p(y | x) of B images, x in the image's own unit. prior: a denoiser, or a `Prior` with a card.
         draws: M. seed: of the run. scale: (B,) first guess of each image's rms over the prior's field, in the image's
         unit; needed for a `Prior` with a card (see `diffinv.engine.pilot`), and must be None for another denoiser.
-        image_ids: one integer an image, its random streams; default 0 … B − 1. max_batch: rows (images × draws) at once.
-        device: where to run, moving the prior there; None: where the
-        prior is. progress: called with (row-steps done, row-steps in all).
+        image_ids: one integer an image, its random streams; default 0 … B − 1. max_batch: rows (images × draws) at once;
+        None: what fits into half of the free memory. device: where to run, moving the prior there; None: where the prior
+        is. progress: called with (row-steps done, row-steps in all).
     Returns: the posterior draws on the CPU.
     Raises: DiffinvError if a draw is not finite (naming image and draw), ShapeError if prior and image do not fit.
     """
@@ -122,6 +123,7 @@ def reconstruct(
     device = torch.device(device) if device is not None else device_of(prior)
     likelihood = likelihood.to(device)
     target = field_prior(prior, likelihood.image_shape).to(device)
+    max_batch = max_batch or rows_that_fit(target, likelihood.image_shape, device)
     counting = Counting(target)
     guidance, solves = recorded(method.guidance)
     watched = replace(method, guidance=guidance)

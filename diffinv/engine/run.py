@@ -34,6 +34,7 @@ from diffinv.engine.objects import (
     check_target,
     make_provenance,
     object_seed,
+    rows_of,
 )
 from diffinv.engine.progress import Progress
 from diffinv.priors.store import Prior
@@ -46,7 +47,8 @@ class Plan:
     """How every object is treated.
 
     options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
-    None. save_samples: keep the draws. max_batch: rows at once. identity: the configuration that decides the numbers.
+    None. save_samples: keep the draws. max_batch: rows at once,
+    None for as many as fit. identity: the configuration that decides the numbers.
     """
 
     options: InputOptions
@@ -56,7 +58,7 @@ class Plan:
     target_fwhm: float | None
     margin: int | None
     save_samples: bool
-    max_batch: int
+    max_batch: int | None
     identity: dict[str, Any]
 
 
@@ -220,7 +222,7 @@ class Run:
 
     def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
         """Draws, with half the batch again and again while memory does not suffice."""
-        plan, batch = self.plan, self.plan.max_batch
+        plan, batch = self.plan, self.plan.max_batch or rows_of(channels, self.prior)
         while True:
             try:
                 return answer_channels(

@@ -1,0 +1,68 @@
+"""How many rows (images × draws) fit into memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from diffinv.priors.base import Denoiser
+
+MOST_ROWS = 64  # on a CPU, where larger batches gain nothing
+MOST_ROWS_ON_DEVICE = 1024
+SHARE = 0.5  # of the free memory
+IMAGES = 64  # images a row that a solver and a sampler keep besides the network's own
+
+
+def rows_that_fit(prior: Denoiser, image_shape: Sequence[int], device: torch.device) -> int:
+    """The largest batch, at least 1, whose network passes and solver vectors take half of the free memory.
+
+    Arguments: prior: on `device`. image_shape: of the images sampled. One forward pass of one row is made to measure it.
+    """
+    image = 4
+    for length in image_shape:
+        image *= length
+    needed = kept_bytes(prior, image_shape, device) + IMAGES * image
+    most = MOST_ROWS if device.type == "cpu" else MOST_ROWS_ON_DEVICE
+    return max(1, min(most, int(SHARE * free_bytes(device)) // needed))
+
+
+def kept_bytes(prior: Denoiser, image_shape: Sequence[int], device: torch.device, *, rows: int = 1) -> int:
+    """Bytes a row that a forward pass keeps for the backward pass, its parameters left out."""
+    x = torch.linspace(-1, 1, rows, device=device).reshape(rows, *[1] * len(image_shape)).expand(rows, *image_shape)
+    x = x.contiguous().requires_grad_()
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*prior.parameters(), *prior.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        prior(x, torch.ones(rows, dtype=torch.float64, device=device))
+    return sum(size for place, size in kept.items() if place not in weights) // rows
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had on a device, the limit of a container included."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_machine_bytes(), _container_bytes())
+
+
+def _machine_bytes() -> int:
+    """MemAvailable of Linux; 4 GiB where there is no such thing."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 * 2**30
+
+
+def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the control group still allows; no limit where there is none."""
+    try:
+        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 2**62
