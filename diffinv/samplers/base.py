@@ -37,7 +37,8 @@ class Sampler(abc.ABC):
     """A rule to go from one noise level to the next.
 
     order: of its global error in the step size, or None if it does not integrate a differential equation.
-    calibrated: whether it claims draws of the posterior, up to its stated approximations. guided: whether it calls the
+    calibrated: whether it claims draws of the posterior with a few dozen levels and its own settings; the claim is measured in
+    `benchmarks/gaussian_joint`. guided: whether it calls the
     target itself (any denoiser); if not, it reads the prior and the likelihood of a `Posterior` and ignores its guidance.
     """
 

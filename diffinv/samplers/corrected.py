@@ -21,7 +21,7 @@ class Corrected(Sampler):
 
     Each is a Langevin step of size δσ'² with the score (D_y − x)/σ'²: it pulls x towards p(x_σ' | y) whatever the predictor got
     wrong. Unadjusted, it has a bias that no number of levels removes: where p(x_σ') is Gaussian with variance v, one step takes
-    v to v (1 + t²), t = δσ'²/v ≤ δ, and the limit of many is v/(1 − t/2), at most δ/2 too wide. Hence no order is declared.
+    v to v (1 + t²), t = δσ'²/v ≤ δ, and the limit of many is v/(1 − t/2), at most δ/2 too wide. Hence no order is declared, and no calibration.
     The paper's step is 2r² ‖z‖²/‖b‖² with norms averaged over the batch, r = 0.16; at ‖b‖ = ‖z‖/σ' that is δ = 2r² = 0.051 here,
     and rows stay independent. There is no correction after the last step, to σ = 0.
     Cost a step: the predictor's and n denoiser calls.
@@ -36,6 +36,7 @@ class Corrected(Sampler):
     corrections: int = 1
     delta: float = 0.05
     order = None
+    calibrated = False
 
     def __post_init__(self) -> None:
         if not self.predictor.guided:
@@ -45,10 +46,6 @@ class Corrected(Sampler):
             )
         if self.corrections < 0 or not 0 < self.delta < 2:
             raise DiffinvError(f"Corrected: corrections {self.corrections} must be >= 0 and delta {self.delta} between 0 and 2.")
-
-    @property
-    def calibrated(self) -> bool:
-        return self.predictor.calibrated
 
     @property
     def cloud(self) -> int:

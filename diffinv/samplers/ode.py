@@ -18,11 +18,13 @@ from diffinv.samplers.base import Sampler, State
 @dataclass(frozen=True)
 class Euler(Sampler):
     """`x ← D + (σ'/σ)(x − D)`: DDIM. Order 1, one denoiser call a step; exact where D does not depend on σ along the path.
+    Not calibrated: with 64 levels its joint 90 % regions of a deconvolved signal cover 78 %.
 
     References: Song, Meng & Ermon, *Denoising Diffusion Implicit Models*, 2020, arXiv:2010.02502.
     """
 
     order = 1
+    calibrated = False
 
     def step(self, target: Denoiser, state: State, sigma: Sigma, sigma_next: Sigma, rng: Rng) -> State:
         x, x0 = state.x, target(state.x, sigma)

@@ -31,12 +31,14 @@ class Ancestral(Sampler):
     η = 1 is the exact reverse kernel p(x_σ' | x_σ, x₀ = D) of the forward process (DDPM); η = 0 is DDIM. Between them η scales
     the variance: it is the square of the paper's η, which scales the standard deviation.
     Order 1, one denoiser call a step. Noise added late forgets the errors of early steps.
+    Not calibrated: with 64 levels its joint 90 % regions of a deconvolved signal cover 64 %.
     References: Ho, Jain & Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, arXiv:2006.11239; Song, Meng & Ermon
     2020, arXiv:2010.02502, eq. 16.
     """
 
     eta: float = 1.0
     order = 1
+    calibrated = False
 
     def step(self, target: Denoiser, state: State, sigma: Sigma, sigma_next: Sigma, rng: Rng) -> State:
         x, x0 = state.x, target(state.x, sigma)

@@ -26,7 +26,7 @@ class SplitGibbs(Split):
     Exact for any prior and likelihood as ρ → 0, sweeps → ∞ and levels → ∞. At a fixed ρ the x of π follow
     p(x) ∫ N(z; x, ρ²) p(y | z) dz: for linear Gaussian data, the posterior of data with noise Σ_y + ρ² A Aᵀ, which is wider.
     In a direction that the data do not see, a sweep moves x by about ρ: a small ρ mixes slowly, and only the larger levels
-    before it explore. So `calibrated` is a claim for grids that anneal slowly to a ρ well below the posterior's spread.
+    before it explore. Not calibrated: it would be on grids that anneal slowly enough for the problem, which no default does.
     Cost a step: sweeps × the descent's calls, 20 (the paper's code: a hundred Euler steps at most); no vjp.
 
     Arguments: descent: inner sampler of the prior. sweeps: a level. half_step: the draw of z.
@@ -40,6 +40,7 @@ class SplitGibbs(Split):
     descent: Descent = Descent(StochasticMultistep(), levels=20)
     sweeps: int = 1
     half_step: HalfStep = HalfStep()
+    calibrated = False
 
     def __post_init__(self) -> None:
         if self.sweeps < 1:
