@@ -166,6 +166,9 @@ def information_gmres(
     return _arnoldi(expanded, score, iterations=iterations, tol=tol)
 
 
+_BLOCK = 16  # basis vectors allocated at once
+
+
 def _arnoldi(expanded: Callable[[Tensor], tuple[Tensor, Tensor]], rhs: Tensor, *, iterations: int, tol: float) -> Solve:
     """GMRES whose solution is built from p of (p, w) = expanded(v), where w is the operator's product with p.
 
@@ -174,19 +177,22 @@ def _arnoldi(expanded: Callable[[Tensor], tuple[Tensor, Tensor]], rhs: Tensor, *
     gets zero basis vectors from there on.
     """
     norm, shape = dot(rhs, rhs).sqrt(), rhs.shape
-    basis = rhs.new_zeros(len(rhs), iterations + 1, rhs[0].numel())
+    basis = rhs.new_zeros(len(rhs), min(iterations, _BLOCK) + 1, rhs[0].numel())
     basis[:, 0] = (rhs / expand(_nonzero(norm), rhs)).flatten(1)
     triangle, eps = _Triangle.start(norm, iterations), torch.finfo(rhs.dtype).eps
     target, parts = max(tol, eps) * norm, []
     used, active = torch.zeros_like(norm, dtype=torch.int64), norm > target
     for k in range(iterations):
+        if k + 1 == basis.shape[1]:
+            basis = torch.cat([basis, torch.zeros_like(basis[:, :_BLOCK])], 1)
         part, product = expanded(basis[:, k].reshape(shape))
         parts.append(part)
         w, known = product.flatten(1), basis[:, : k + 1]
         size, column = dot(w, w).sqrt(), 0.0
-        for _ in range(2):
-            overlap = torch.linalg.vecdot(known, w[:, None])
-            w, column = w - (overlap[:, None] @ known)[:, 0], column + overlap
+        with torch.autocast(rhs.device.type, enabled=False):
+            for _ in range(2):
+                overlap = torch.linalg.vecdot(known, w[:, None])
+                w, column = w - (overlap[:, None] @ known)[:, 0], column + overlap
         length = dot(w, w).sqrt()
         fresh = active & (length > 4 * eps * size)
         triangle.append(torch.cat([column.double(), length[:, None]], 1), 4 * eps)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from diffinv.core.checks import DiffinvError
 
 Items = TypeVar("Items", bound=Sequence)
 
@@ -28,6 +31,7 @@ def in_chunks(task: Callable[[int, int], Items], count: int, workers: int) -> li
 
     Raises:
         ValueError: if `count` is negative or `workers` is not positive.
+        DiffinvError: if the processes cannot be started, as from a script without `if __name__ == "__main__":`.
     """
     if count < 0 or workers < 1:
         raise ValueError(f"in_chunks: count is {count} and workers {workers}; give count >= 0 and workers >= 1.")
@@ -38,5 +42,11 @@ def in_chunks(task: Callable[[int, int], Items], count: int, workers: int) -> li
         return [(start, task(start, stop)) for start, stop in zip(starts, stops)]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([type(task).__module__])  # imported once, not once a worker
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(zip(starts, pool.map(task, starts, stops)))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            return list(zip(starts, pool.map(task, starts, stops)))
+    except BrokenProcessPool as error:
+        raise DiffinvError(
+            f"in_chunks: the {workers} worker processes did not come up: a script that starts them must do so under "
+            "`if __name__ == '__main__':`; or use workers=1."
+        ) from error

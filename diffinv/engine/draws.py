@@ -84,7 +84,7 @@ def _chunk_rows(sampler: Sampler, draws: int, max_batch: int) -> int:
     """Rows at once: whole clouds, as many as fit."""
     if draws % sampler.cloud:
         raise DiffinvError(f"reconstruct: {draws} draws are no multiple of the sampler's cloud of {sampler.cloud}; ask for one.")
-    if max_batch < sampler.cloud:
+    if max_batch < max(1, sampler.cloud):
         raise DiffinvError(
             f"reconstruct: max_batch {max_batch} is less than a cloud of {sampler.cloud}, which cannot be split; raise it."
         )

@@ -33,21 +33,22 @@ def kept_bytes(prior: Denoiser, image_shape: Sequence[int], device: torch.device
     x = torch.linspace(-1, 1, rows, device=device).reshape(rows, *[1] * len(image_shape)).expand(rows, *image_shape)
     x = x.contiguous().requires_grad_()
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*prior.parameters(), *prior.buffers())}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         prior(x, torch.ones(rows, dtype=torch.float64, device=device))
-    return sum(size for place, size in kept.items() if place not in weights) // rows
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in weights) // rows
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be had on a device, the limit of a container included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return min(_machine_bytes(), _container_bytes())
 
 
@@ -61,8 +62,10 @@ def _machine_bytes() -> int:
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control group still allows; no limit where there is none."""
+    """What the control group still allows, files that it may forget included; no limit where there is none."""
     try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+        used = int((folder / "memory.current").read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int((folder / "memory.max").read_text()) - used + int(counts.get("inactive_file", 0))
     except (OSError, ValueError):
         return 2**62

@@ -117,7 +117,8 @@ def _register_samplers() -> None:
 
 
 def describe_method(method: Method) -> str:
-    """`StochasticMultistep + MomentMatching(GMRES 12, 0.001), 24 steps`: solver, iterations and tolerance; fits a card.
+    """`StochasticMultistep + MomentMatching(GMRES 8 + 8, 0.001), 20 steps`: solver, iterations (outer + inner) and tolerance;
+    fits a card.
 
     A sampler that reads prior and likelihood itself stands alone: `Dps, 24 steps`.
     """
@@ -130,5 +131,7 @@ def _describe_guidance(guidance: Guidance) -> str:
     if isinstance(guidance, (PseudoInverse, Tmpd, Proximal)):
         return f"{name}(CG {guidance.iterations}, {guidance.tol:.2g})"
     if isinstance(guidance, MomentMatching) and type(guidance.solver) in _SOLVERS:
-        return f"{name}({_SOLVERS[type(guidance.solver)]} {guidance.solver.iterations}, {guidance.solver.tol:.2g})"
+        solver = guidance.solver
+        inner = f" + {solver.inner}" if isinstance(solver, Gmres) and solver.inner else ""
+        return f"{name}({_SOLVERS[type(solver)]} {solver.iterations}{inner}, {solver.tol:.2g})"
     return name

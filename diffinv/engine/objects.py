@@ -136,7 +136,7 @@ def rows_of(channels: Sequence[Channel], prior: Prior) -> int:
     """Rows (images × draws) that fit into memory at once, whichever of the channels is sampled."""
     device = next(prior.parameters()).device
     shapes = {tuple(c.field.likelihood.image_shape) for c in channels}
-    return min(rows_that_fit(field_prior(prior, shape), shape, device) for shape in shapes)
+    return min(rows_that_fit(field_prior(prior, shape).to(device), shape, device) for shape in shapes)
 
 
 def answer_channels(

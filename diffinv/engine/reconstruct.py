@@ -123,9 +123,9 @@ def reconstruct(
     device = torch.device(device) if device is not None else device_of(prior)
     likelihood = likelihood.to(device)
     target = field_prior(prior, likelihood.image_shape).to(device)
-    max_batch = max_batch or rows_that_fit(target, likelihood.image_shape, device)
-    counting = Counting(target)
-    guidance, solves = recorded(method.guidance)
+    if max_batch is None:
+        max_batch = max(method.sampler.cloud, rows_that_fit(target, likelihood.image_shape, device))
+    counting, (guidance, solves) = Counting(target), recorded(method.guidance)
     watched = replace(method, guidance=guidance)
     unit, spread, streams = torch.ones(batch, device=device), None, Rng.for_draws(seed, ids, draws)
     if not isinstance(prior, Prior) and scale is not None:

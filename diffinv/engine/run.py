@@ -222,7 +222,8 @@ class Run:
 
     def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
         """Draws, with half the batch again and again while memory does not suffice."""
-        plan, batch = self.plan, self.plan.max_batch or rows_of(channels, self.prior)
+        plan, least = self.plan, self.plan.method.sampler.cloud
+        batch = plan.max_batch or max(least, min(rows_of(channels, self.prior), plan.draws * len(channels)))
         while True:
             try:
                 return answer_channels(
@@ -236,7 +237,7 @@ class Run:
                     progress=report,
                 )
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or batch == 1:
+                if not is_out_of_memory(error) or batch // 2 < least:
                     raise
                 batch //= 2
                 print_error(f"out of memory; going on with {batch} rows at once")

@@ -71,8 +71,8 @@ class Gmres(InformationSolver):
     which a row counts as solved. inner: 0, or the iterations of the preconditioner: products with F alone, cheap beside a
     network's C, that solve the same system with C replaced by diag(C·1 ≥ 0), which costs one product with C.
 
-    The row sums say where in the image the prior leaves room, which is most of what makes images of sources on an empty sky
-    converge slowly: measured, 4 preconditioned products do what 12 plain ones do (`benchmarks/solvers`).
+    The row sums say where in the image the prior leaves room, which is most of what makes blurred sources on an empty sky
+    converge slowly (`benchmarks/solvers`). For stationary priors they are a constant, and masks or uneven noise gain nothing.
     """
 
     iterations: int

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from diffinv.core.checks import ShapeError
+from diffinv.core.checks import ShapeError, check_shape
 from diffinv.core.registry import register
 from diffinv.core.types import Shape
 from diffinv.operators.base import LinearOperator
@@ -71,6 +71,7 @@ class SumPool(LinearOperator):
         return (channels, height // self.factor, width // self.factor)
 
     def apply(self, x: Tensor) -> Tensor:
+        check_shape("SumPool", x, self.in_shape)
         return avg_pool2d(x, self.factor, divisor_override=1)
 
     def adjoint(self, y: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ class Corrected(Sampler):
 
     Each is a Langevin step of size δσ'² with the score (D_y − x)/σ'²: it pulls x towards p(x_σ' | y) whatever the predictor got
     wrong. Unadjusted, it has a bias that no number of levels removes: where p(x_σ') is Gaussian with variance v, one step takes
-    v to v (1 + t²), t = δσ'²/v ≤ δ, and the limit of many is v/(1 − t/2), at most δ/2 too wide. Hence no order is declared, and no calibration.
-    The paper's step is 2r² ‖z‖²/‖b‖² with norms averaged over the batch, r = 0.16; at ‖b‖ = ‖z‖/σ' that is δ = 2r² = 0.051 here,
-    and rows stay independent. There is no correction after the last step, to σ = 0.
+    v to v (1 + t²), t = δσ'²/v ≤ δ, and the limit of many is v/(1 − t/2), at most δ/2 too wide. Hence no order is declared,
+    and no calibration. The paper's step is 2r² ‖z‖²/‖b‖² with norms averaged over the batch, r = 0.16; at ‖b‖ = ‖z‖/σ' that is
+    δ = 2r² = 0.051 here, and rows stay independent. There is no correction after the last step, to σ = 0.
     Cost a step: the predictor's and n denoiser calls.
 
     Arguments: predictor: any guided sampler (the paper's are of order 1, and draw too narrow). corrections: n. delta: δ, below 2.

@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffinv.core.checks import DiffinvError
 from diffinv.engine import memory
 from diffinv.engine.draws import Method
 from diffinv.engine.reconstruct import reconstruct
+from diffinv.guidance.base import ConjugateGradients
+from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.guidance.pseudo_inverse import PseudoInverse
 from diffinv.likelihood import Observation
 from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.algebra import Identity
 from diffinv.priors.base import Denoiser
+from diffinv.samplers.smc import TwistedSmc
 from diffinv.schedules import LogUniform
 
 CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
@@ -52,10 +56,21 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
     assert memory._container_bytes(tmp_path) == 2**62
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    assert memory._container_bytes(tmp_path) == 600
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 50\n")
+    assert memory._container_bytes(tmp_path) == 650
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._container_bytes(tmp_path) == 2**62
     assert 0 < memory.free_bytes(CPU) < 2**62
+
+
+def test_a_cloud_is_kept_whole_whatever_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)
+    data = Observation(torch.ones(1, *SHAPE), Identity(SHAPE), Gaussian(torch.tensor([0.3])))
+    guidance = MomentMatching(ConjugateGradients(2, 0.0))
+    method = Method(TwistedSmc(8, rank=2), guidance, steps=2, schedule=LogUniform(0.1, 10.0))
+    assert reconstruct(data, Squares(), draws=8, method=method).samples.shape[:2] == (1, 8)
+    with pytest.raises(DiffinvError, match="max_batch 0"):
+        reconstruct(data, Squares(), draws=8, method=method, max_batch=0)
 
 
 def test_reconstruct_finds_its_batch_and_the_draws_do_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
