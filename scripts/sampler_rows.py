@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffinv.core.rng import Rng
+from diffinv.engine.draws import Method
 from diffinv.engine.monitor import Counting
 from diffinv.guidance.base import ConjugateGradients, Guidance
 from diffinv.guidance.moment_matching import MomentMatching
@@ -53,25 +54,30 @@ class Row:
         return x, counting.rows / len(x)
 
 
-def rows(*, iterations: int, sigma_data: float, zeta: float, renew: float, spread: float, precision: float) -> dict[str, Row]:
+def rows(
+    *, iterations: int, tol: float, sigma_data: float, zeta: float, renew: float, spread: float, precision: float
+) -> dict[str, Row]:
     """Name → row.
 
-    Arguments: iterations: of the inner CG, enough to converge. sigma_data: σ_d, the spread of the prior an element, for ΠGDM.
+    The first is what `diffinv.reconstruct` does by default, but for the number of levels, which belongs to the grid: 24 where it
+    spans eleven e-folds or so. The others solve for the guidance to the end.
+    Arguments: iterations, tol: of the inner CG, enough to converge. sigma_data: σ_d, spread of the prior an element, for ΠGDM.
     zeta: of DPS, relative. renew: ζ of DiffPIR. spread: of RED-diff's restarts and its step, in the unit of x.
     precision: λ of RED-diff, in x⁻².
     """
-    exact = MomentMatching(ConjugateGradients(iterations, 1e-6))
+    exact = MomentMatching(ConjugateGradients(iterations, tol))
     plain = PseudoInverse(sigma_data)
     return {
-        "moment matching, multistep SDE (default)": Row(StochasticMultistep(), exact, 24),
+        "default: multistep SDE, 8 preconditioned GMRES": Row(Method().sampler, Method().guidance, 24),
+        "moment matching, multistep SDE, 24 levels": Row(StochasticMultistep(), exact, 24),
         "moment matching, multistep SDE": Row(StochasticMultistep(), exact, 64),
         "moment matching, multistep": Row(Multistep(), exact, 24),
         "moment matching, Euler": Row(Euler(), exact, 64),
         "moment matching, Heun": Row(Heun(), exact, 32),
         "moment matching, churned Heun": Row(ChurnedHeun(), exact, 32),
         "moment matching, ancestral": Row(Ancestral(), exact, 64),
-        "moment matching, ancestral + corrector": Row(Corrected(), exact, 32),
-        "DAPS, matched": Row(DapsMatched(solver=ConjugateGradients(iterations, 1e-6)), exact, 12),
+        "moment matching, multistep SDE + corrector": Row(Corrected(), exact, 32),
+        "DAPS, matched": Row(DapsMatched(solver=ConjugateGradients(iterations, tol)), exact, 12),
         "split Gibbs (PnP-DM)": Row(SplitGibbs(), exact, 50),
         "TMPD, multistep SDE": Row(StochasticMultistep(), Tmpd(), 64),
         "ΠGDM, multistep SDE": Row(StochasticMultistep(), plain, 64),
