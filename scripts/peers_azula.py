@@ -1,7 +1,7 @@
 """azula's posterior samplers on the exact Gaussian problems of scripts/bench_peers; needs the peers' environment.
 
 Rows are flattened images, as azula's linear solvers work along the last axis. Schedule: azula's default, `VPSchedule()`, or
-`VESchedule` where the settings say so.
+`VESchedule` where the settings say so. All work in the unit where the prior's rms standard deviation is 1.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Settings:
-    """What the benchmark varies. solver: of the linear system. sampler, schedule: by azula's names."""
+    """What the benchmark varies; what has a default has azula's own, where it has one.
 
-    steps: int
-    cg: int = 20
-    solver: str = "cg"
+    steps. sampler, schedule: by azula's names. solver, iterations: of the inner linear system. zeta: of DPS. lambda_: of
+    DiffPIR. sigma_min, sigma_max: of the variance-exploding schedule.
+    """
+
+    steps: int = 64
     sampler: str = "ddim"
     schedule: str = "vp"
+    solver: str = "gmres"
+    iterations: int = 1
+    zeta: float = 1.0
+    lambda_: float = 10.0
     sigma_min: float = 0.001
     sigma_max: float = 100.0
 
@@ -70,14 +76,13 @@ def prior(problem: Problem, settings: Settings) -> Tensor:
 
 
 def mmps(problem: Problem, settings: Settings) -> Tensor:
-    covariance = IsotropicCovariance(torch.tensor(problem.sigma_y**2))
     denoiser = guidance.MMPSDenoiser(
         _exact(problem, settings),
         problem.y.flatten(1),
         _forward(problem),
-        covariance,
+        IsotropicCovariance(torch.tensor(problem.sigma_y**2)),
         solver=settings.solver,
-        iterations=settings.cg,
+        iterations=settings.iterations,
     )
     return _sample(denoiser, problem, settings)
 
@@ -88,14 +93,14 @@ def tmpd(problem: Problem, settings: Settings) -> Tensor:
 
 
 def diffpir(problem: Problem, settings: Settings) -> Tensor:
-    """λ = 10, azula's default, with `settings.cg` iterations for the proximal step (its default is one of GMRES)."""
     denoiser = guidance.DiffPIRDenoiser(
         _exact(problem, settings),
         problem.y.flatten(1),
         _forward(problem),
         problem.sigma_y**2,
+        lmbda=settings.lambda_,
         solver=settings.solver,
-        iterations=settings.cg,
+        iterations=settings.iterations,
     )
     return _sample(denoiser, problem, settings)
 
@@ -117,18 +122,23 @@ def pgdm(problem: Problem, settings: Settings) -> Tensor:
 
 
 def dps(problem: Problem, settings: Settings) -> Tensor:
-    """azula takes the norm of the residual over the whole batch; ζ = √B makes it a chain's, that of an average chain."""
+    """azula takes the norm of the residual over the whole batch; √B makes ζ a chain's, that of an average chain."""
     sampler = guidance.DPSSampler(
         _exact(problem, settings),
         problem.y.flatten(1),
         _forward(problem),
-        zeta=math.sqrt(problem.y.shape[0]),
+        zeta=settings.zeta * math.sqrt(problem.y.shape[0]),
         steps=settings.steps,
         silent=True,
     )
     return _run(sampler, problem)
 
 
+def _standardised(method: Callable[[Problem, Settings], Tensor]) -> Callable[[Problem, Settings], Tensor]:
+    """The method where the prior's rms standard deviation is 1."""
+    return lambda problem, settings: problem.solved_in(problem.spread, 0.0, lambda unit: method(unit, settings))
+
+
 METHODS: dict[str, Callable[[Problem, Settings], Tensor]] = {
-    f"azula.{f.__name__}": f for f in (prior, mmps, tmpd, diffpir, pgdm, dps)
+    f"azula.{f.__name__}": _standardised(f) for f in (prior, mmps, tmpd, diffpir, pgdm, dps)
 }

@@ -1,9 +1,8 @@
 """DeepInverse's posterior samplers on the exact Gaussian problems of scripts/bench_peers; needs the peers' environment.
 
-Chains run as one batch: `DiffusionSampler` would run them one after the other. Units: samplers that clamp or start in an
-image range ([0, 1] inside DeepInverse, [−1, 1] inside DiffPIR) get the problem in a unit where ±3 standard deviations of the
-prior span [0, 1]; the SDE samplers can be told not to rescale or clip (`minus_one_one=False`, `clip=None`) and get it as it
-is, which is kinder: ΠGDM's r² = σ²/(1 + σ²) holds for a prior of unit variance.
+Chains run as one batch: `DiffusionSampler` would run them one after the other. Units, of the prior as a whole: ΠGDM and moment
+matching work where its rms standard deviation is 1, as ΠGDM's r² = σ²/(1 + σ²) supposes. DPS clips its denoised images to
+[−1, 1], and DiffPIR and DDRM start in an image range of [0, 1]: these spans are ±3 standard deviations of its widest pixel.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import deepinv
+import numpy as np
 import torch
 from deepinv import sampling
 from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics
@@ -22,15 +22,27 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Settings:
-    """What the benchmark varies. span: the part of x that [0, 1] holds where a sampler wants images in [0, 1]."""
+    """What the benchmark varies; what has a default has DeepInverse's own.
+
+    steps. solver, alpha, sigma_min, sigma_max: of the variance-exploding SDE. cg: iterations of the inner CG. guidance, weight,
+    clip: of DPS. lambda_, zeta: of DiffPIR. eta, etab: of DDRM. lowest: the last noise level of DDRM on a geometric grid from 1,
+    0 for its own, linear grid to 0.
+    """
 
     steps: int
-    cg: int = 20
-    tol: float = 1e-4
     solver: str = "euler"
+    alpha: float = 0.25
     sigma_min: float = 0.001
     sigma_max: float = 80.0
-    span: float = 6.0
+    cg: int = 3
+    guidance: str = "norm"
+    weight: float = 1.0
+    clip: bool = True
+    lambda_: float = 7.0
+    zeta: float = 0.1
+    eta: float = 0.85
+    etab: float = 1.0
+    lowest: float = 0.0
 
 
 class _Denoiser(deepinv.models.Denoiser):
@@ -79,86 +91,86 @@ def _solver(settings: Settings, generator: torch.Generator) -> sampling.BaseSDES
     return solvers[settings.solver](timesteps=times, rng=generator)
 
 
-def _diffusion(fidelity: object, problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    """Probability flow (or DDPM) of the variance-exploding SDE on a geometric grid, in the problem's own unit."""
-    sde = sampling.VarianceExplodingDiffusion(
-        sigma_min=settings.sigma_min, sigma_max=settings.sigma_max, alpha=0.0, minus_one_one=False
-    )
-    model = sampling.PosteriorDiffusion(
-        data_fidelity=fidelity,
-        denoiser=_Denoiser(problem.network),
-        sde=sde,
-        solver=_solver(settings, generator),
-        minus_one_one=False,
-    )
-    physics = _linear(problem)
-    return model(problem.y, physics, x_init=(problem.y.shape[0], *problem.operator.in_shape))
+def _diffusion(problem: Problem, settings: Settings, generator: torch.Generator, fidelity: object) -> Tensor:
+    """The reverse SDE (`alpha` > 0; "ddim" and "ddpm" ignore it) on a geometric grid, where the prior's rms std is 1."""
+
+    def run(unit: Problem) -> Tensor:
+        sde = sampling.VarianceExplodingDiffusion(
+            sigma_min=settings.sigma_min, sigma_max=settings.sigma_max, alpha=settings.alpha, minus_one_one=False
+        )
+        model = sampling.PosteriorDiffusion(
+            data_fidelity=fidelity,
+            denoiser=_Denoiser(unit.network),
+            sde=sde,
+            solver=_solver(settings, generator),
+            minus_one_one=False,
+        )
+        return model(unit.y, _linear(unit), x_init=(unit.y.shape[0], *unit.operator.in_shape))
+
+    return problem.solved_in(problem.spread, 0.0, run)
 
 
 def prior(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
     """Draws of the prior: no data."""
-    return _diffusion(None, problem, settings, generator)
+    return _diffusion(problem, settings, generator, None)
 
 
 def moment_matching(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    fidelity = sampling.MomentMatchingDataFidelity(cg_max_iter=settings.cg, cg_tol=settings.tol)
-    return _diffusion(fidelity, problem, settings, generator)
+    return _diffusion(problem, settings, generator, sampling.MomentMatchingDataFidelity(cg_max_iter=settings.cg))
 
 
 def pigdm(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    fidelity = sampling.PiGDMDataFidelity(cg_max_iter=settings.cg, cg_tol=settings.tol)
-    return _diffusion(fidelity, problem, settings, generator)
-
-
-def _dps(problem: Problem, settings: Settings, generator: torch.Generator, guidance: str) -> Tensor:
-    model = sampling.DPS(
-        _Denoiser(problem.network), num_steps=settings.steps, guidance=guidance, rng=generator, minus_one_one=False
-    )
-    model.data_fidelity.clip = None  # the default, [−1, 1], would cut a prior of unit variance
-    return model(problem.y, _linear(problem), x_init=(problem.y.shape[0], *problem.operator.in_shape))
+    return _diffusion(problem, settings, generator, sampling.PiGDMDataFidelity(cg_max_iter=settings.cg))
 
 
 def dps(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    """As in the paper: the gradient of the residual's norm, VP schedule, DDPM steps."""
-    return _dps(problem, settings, generator, "norm")
+    """guidance "norm": the gradient of the residual's norm, as in the paper; "annealed": of variance σ_y² + σ²."""
+
+    def run(unit: Problem) -> Tensor:
+        model = sampling.DPS(
+            _Denoiser(unit.network),
+            num_steps=settings.steps,
+            guidance=settings.guidance,
+            weight=settings.weight,
+            rng=generator,
+            minus_one_one=False,  # the exact denoiser works in any unit
+        )
+        if not settings.clip:
+            model.data_fidelity.clip = None
+        return model(unit.y, _linear(unit), x_init=(unit.y.shape[0], *unit.operator.in_shape))
+
+    return problem.solved_in(3 * problem.widest, 0.0, run)
 
 
-def dps_annealed(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    """The Gaussian likelihood of variance σ_y² + σ²."""
-    return _dps(problem, settings, generator, "annealed")
+def diffpir(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
+    """With the proximal step in closed form."""
 
-
-def _in_span(problem: Problem, settings: Settings, run: Callable[[Problem], Tensor]) -> Tensor:
-    """`run` in the unit where [0, 1] spans `settings.span` of x, back in the unit of x."""
-    centre = float(problem.network.mean.mean())
-    return centre + settings.span * (run(problem.rescaled(settings.span)) - 0.5)
-
-
-def _diffpir(problem: Problem, settings: Settings, options: dict[str, float]) -> Tensor:
     def run(unit: Problem) -> Tensor:
         model = sampling.DiffPIR(
-            _Denoiser(unit.network), deepinv.optim.data_fidelity.L2(), sigma=unit.sigma_y, max_iter=settings.steps, **options
+            _Denoiser(unit.network),
+            deepinv.optim.data_fidelity.L2(),
+            sigma=unit.sigma_y,
+            max_iter=settings.steps,
+            lambda_=settings.lambda_,
+            zeta=settings.zeta,
         )
         physics = _decomposed(unit)
         return model(unit.y, physics, x_init=physics.A_adjoint(unit.y))
 
-    return _in_span(problem, settings, run)
-
-
-def diffpir(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    return _diffpir(problem, settings, {})
-
-
-def diffpir_1_1(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    """λ = ζ = 1."""
-    return _diffpir(problem, settings, {"lambda_": 1.0, "zeta": 1.0})
+    return problem.solved_in(6 * problem.widest, 0.5, run)
 
 
 def ddrm(problem: Problem, settings: Settings, generator: torch.Generator) -> Tensor:
-    """Default levels: 100 of them, linear from 1 to 0."""
-    return _in_span(problem, settings, lambda u: sampling.DDRM(_Denoiser(u.network))(u.y, _decomposed(u)))
+    """In the singular vectors of A."""
+    grid = np.geomspace(1, settings.lowest, settings.steps) if settings.lowest else np.linspace(1, 0, settings.steps)
+
+    def run(unit: Problem) -> Tensor:
+        model = sampling.DDRM(_Denoiser(unit.network), sigmas=grid, eta=settings.eta, etab=settings.etab)
+        return model(unit.y, _decomposed(unit))
+
+    return problem.solved_in(6 * problem.widest, 0.5, run)
 
 
 METHODS: dict[str, Callable[[Problem, Settings, torch.Generator], Tensor]] = {
-    f"deepinv.{f.__name__}": f for f in (prior, moment_matching, pigdm, dps, dps_annealed, diffpir, diffpir_1_1, ddrm)
+    f"deepinv.{f.__name__}": f for f in (prior, moment_matching, pigdm, dps, diffpir, ddrm)
 }

@@ -50,8 +50,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _denoisers(problem: Problem, x: torch.Tensor, sigma: float) -> list[torch.Tensor]:
     """D(x, σ) by every route that a sampler takes to it, for rows x; azula's VP schedule has one level a time only."""
     net, span, level = problem.network, 10.0, torch.tensor(sigma)
-    centre = float(net.mean.mean())
-    in_unit = problem.rescaled(span).network((x - centre) / span + 0.5, level / span)
+    in_unit = problem.rescaled(span, 0.5).network((x - problem.centre) / span + 0.5, level / span)
     exploding = peers_azula._exact(problem, peers_azula.Settings(steps=1, schedule="ve"))
     fraction = torch.log(level / exploding.schedule.sigma_min) / np.log(
         exploding.schedule.sigma_max / exploding.schedule.sigma_min
@@ -62,7 +61,7 @@ def _denoisers(problem: Problem, x: torch.Tensor, sigma: float) -> list[torch.Te
     nearest = (sigmas / alphas / level).log().abs().argmin()
     return [
         peers_deepinv._Denoiser(net)(x, level),
-        centre + span * (in_unit - 0.5),
+        problem.centre + span * (in_unit - 0.5),
         exploding(x, fraction).mean,
         preserving(alphas[nearest] * x, time_of[nearest]).mean,
     ]
