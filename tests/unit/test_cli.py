@@ -233,8 +233,11 @@ def test_interrupts_say_how_to_go_on(
     expected: int,
 ) -> None:
     monkeypatch.setattr(Run, "_reconstruct", lambda *arguments: os.kill(os.getpid(), number))
-    before = signal.getsignal(signal.SIGTERM)
-    code, lines = run(capsys, "sample", files[1], "--out", tmp_path, "--prior", files[0])
+    before, inherited = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, lines = run(capsys, "sample", files[1], "--out", tmp_path, "--prior", files[0])
+    finally:
+        signal.signal(signal.SIGINT, inherited)  # a shell's background job ignores it
     assert code == expected
     assert lines == ["diffinv: interrupted; finished products are kept, the same command does the rest."]
     assert signal.getsignal(signal.SIGTERM) is before

@@ -16,7 +16,7 @@ from diffinv.data.forward import Field
 from diffinv.data.grids import SkyGrid
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import SkyObservation, read_observation
-from diffinv.engine.draws import Method
+from diffinv.engine.draws import INNER, Method
 from diffinv.engine.inspect import count_evaluations, most_passes
 from diffinv.engine.methods import Choice, build_method, describe_method
 from diffinv.engine.mocks import sky_cards
@@ -161,7 +161,8 @@ def test_a_method_is_described_with_its_solver_and_fits_a_card(guidance: str | N
     for iterations, tol in ((5, 1e-3), (6, 1e-3), (5, 1e-6)):
         text = describe_method(build_method(Choice(guidance=guidance, iterations=iterations, tol=tol), card()))
         assert len(text) <= 68
-        assert f" {iterations}, {tol:g})" in text
+        inner = f" + {INNER}" if guidance is None else ""
+        assert f" {iterations}{inner}, {tol:g})" in text
         texts.add(text)
     assert len(texts) == 3
     cg = build_method(Choice(guidance="moment_matching_cg"), card())
