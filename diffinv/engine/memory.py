@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from diffinv.priors.base import Denoiser
 MOST_ROWS = 64  # on a CPU, where larger batches gain nothing
 MOST_ROWS_ON_DEVICE = 1024
 SHARE = 0.5  # of the free memory
-IMAGES = 64  # images a row that a solver and a sampler keep besides the network's own
+IMAGES = 128  # images a row that a solver and a sampler keep besides the network's own
 
 
 def rows_that_fit(prior: Denoiser, image_shape: Sequence[int], device: torch.device) -> int:
@@ -20,10 +21,7 @@ def rows_that_fit(prior: Denoiser, image_shape: Sequence[int], device: torch.dev
 
     Arguments: prior: on `device`. image_shape: of the images sampled. One forward pass of one row is made to measure it.
     """
-    image = 4
-    for length in image_shape:
-        image *= length
-    needed = kept_bytes(prior, image_shape, device) + IMAGES * image
+    needed = kept_bytes(prior, image_shape, device) + IMAGES * 4 * math.prod(image_shape)
     most = MOST_ROWS if device.type == "cpu" else MOST_ROWS_ON_DEVICE
     return max(1, min(most, int(SHARE * free_bytes(device)) // needed))
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffinv.core.linalg import Solve, gmres, information_gmres, information_solve
+from diffinv.core.linalg import Solve, information_gmres, information_solve
+from diffinv.core.recycling import RecycledResiduals
 from diffinv.core.types import Image, LinearMap, Sigma
 from diffinv.likelihood import Likelihood
 from diffinv.priors.base import Denoiser
 
-_INNER_TOL = 0.01  # of a preconditioner's solve: beyond it, the model's own error rules
+_INNER_TOL = 0.05  # of a preconditioner's solve: beyond it, the model's own error rules
 
 
 class Guidance(abc.ABC):
@@ -68,8 +69,9 @@ class Gmres(InformationSolver):
     """GMRES on (I + F C) u = s, d = C u: for a learned Jacobian that is not symmetric or not PSD.
 
     Arguments: iterations: size of the Krylov space, one product with C and one with F each. tol: relative residual below
-    which a row counts as solved. inner: 0, or the iterations of the preconditioner: products with F alone, cheap beside a
-    network's C, that solve the same system with C replaced by diag(C·1 ≥ 0), which costs one product with C.
+    which a row counts as solved. inner: 0, or products with F alone an iteration, cheap beside a network's C, for a
+    preconditioner: the same system with C replaced by diag(C·1 ≥ 0), which costs one product with C and is the same at every
+    iteration, so that its solves share what they learn of it.
 
     The row sums say where in the image the prior leaves room, which is most of what makes blurred sources on an empty sky
     converge slowly (`benchmarks/solvers`). For stationary priors they are a constant, and masks or uneven noise gain nothing.
@@ -88,7 +90,7 @@ class Gmres(InformationSolver):
         if not self.inner:
             return information_gmres(covariance, fisher, score, **limits)
         room = covariance(torch.ones_like(score)).clamp_min(0)
-        model = lambda v: gmres(lambda u: u + fisher(room * u), v, iterations=self.inner, tol=_INNER_TOL).solution
+        model = RecycledResiduals(lambda u: u + fisher(room * u), directions=self.inner, tol=_INNER_TOL)
         return information_gmres(covariance, fisher, score, **limits, preconditioner=model)
 
 

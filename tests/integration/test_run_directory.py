@@ -14,6 +14,7 @@ import pytest
 
 from diffinv.cli import main
 from diffinv.data.fits import Plane, Table, encode_fits
+from diffinv.engine.draws import INNER
 from diffinv.engine.run import file_digest, prepare
 from tests.small import FAST, blob, write_observation, write_prior
 
@@ -67,7 +68,7 @@ def test_run_json_holds_the_resolved_sampler_and_names_do_not_matter(
     method = json.loads((out / "run.json").read_text())["method"]
     assert method["sampler"].startswith("StochasticMultistep(")
     assert method["steps"] == 4
-    assert "Gmres(iterations=2, tol=0.001, inner=8)" in method["guidance"]
+    assert f"Gmres(iterations=2, tol=0.001, inner={INNER})" in method["guidance"]
     same = ("--set", "sampler.guidance.name=moment_matching", "--set", "sampler.guidance.tol=0.001")
     assert sample(source, out, prior, *same) == 0
     assert len(list((out / "products").glob("*/*.fits"))) == 1
