@@ -45,7 +45,7 @@ def test_kept_bytes_are_those_of_a_row_whatever_the_batch() -> None:
     assert 2 * image <= one <= 6 * image
 
 
-@pytest.mark.parametrize(("free", "rows"), [(1, 1), (2**20, 30), (2**40, memory.MOST_ROWS)])
+@pytest.mark.parametrize(("free", "rows"), [(1, 1), (2**21, 30), (2**40, memory.MOST_ROWS)])
 def test_half_of_the_free_memory_is_taken(free: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     found = memory.rows_that_fit(Squares(), SHAPE, CPU)
