@@ -191,7 +191,7 @@ def _arnoldi(expanded: Callable[[Tensor], tuple[Tensor, Tensor]], rhs: Tensor, *
         size, column = dot(w, w).sqrt(), 0.0
         with torch.autocast(rhs.device.type, enabled=False):
             for _ in range(2):
-                overlap = torch.linalg.vecdot(known, w[:, None])
+                overlap = (w[:, None] @ known.mT)[:, 0]
                 w, column = w - (overlap[:, None] @ known)[:, 0], column + overlap
         length = dot(w, w).sqrt()
         fresh = active & (length > 4 * eps * size)

@@ -27,7 +27,7 @@ class RecycledResiduals:
 
     def __init__(self, operator: LinearMap, *, directions: int, tol: float) -> None:
         self.operator, self.directions, self.tol = operator, directions, tol
-        self._kept: Tensor | None = None  # rows (p, q), (B, ≥ count, 2n)
+        self._kept: Tensor | None = None  # rows (p, −q), (B, ≥ count, 2n)
         self._count = 0
 
     def __call__(self, rhs: Tensor) -> Tensor:
@@ -36,36 +36,34 @@ class RecycledResiduals:
         size, target = b.shape[1], self.tol**2 * torch.linalg.vecdot(b, b)
         if self._kept is None:
             self._kept = b.new_empty(len(b), _BLOCK, 2 * size)
-        answer = torch.cat([torch.zeros_like(b), -b], 1)  # (x, A x − b)
         with torch.autocast(rhs.device.type, enabled=False):
-            answer = answer + self._share(b)
+            state = self._orthogonal(torch.cat([torch.zeros_like(b), b], 1))  # (x, b − A x)
             for _ in range(self.directions):
-                residual = -answer[:, size:]
+                residual = state[:, size:]
                 active = torch.linalg.vecdot(residual, residual) > target
                 if not bool(active.any()):
                     break
-                new = self._direction(active[:, None] * residual, rhs)
-                answer = answer + torch.linalg.vecdot(new[:, size:], residual)[:, None] * new
-                self._keep(new)
-        return answer[:, :size].reshape(rhs.shape)
+                direction = self._add(active[:, None] * residual, rhs)
+                share = torch.linalg.vecdot(direction[:, size:], residual)
+                state = torch.addcmul(state, share[:, None], direction, value=-1)
+        return state[:, :size].reshape(rhs.shape)
 
-    def _direction(self, p: Tensor, like: Tensor) -> Tensor:
-        """(p, A p), its second half orthogonal to those before and normalised; zero where nothing new is left: (B, 2n)."""
-        q = self.operator(p.reshape(like.shape)).flatten(1)
-        new = torch.cat([p, q], 1) - self._share(q)
+    def _add(self, p: Tensor, like: Tensor) -> Tensor:
+        """Keep (p, −A p), its second half orthogonal to those before and normalised; zero where nothing new is left: (B, 2n)."""
+        product = self.operator(p.reshape(like.shape)).flatten(1)
+        new = self._orthogonal(torch.cat([p, -product], 1))
         rest = new[:, p.shape[1] :]
-        length, rounding = torch.linalg.vecdot(rest, rest), 16 * torch.finfo(q.dtype).eps
-        fresh = length > rounding * torch.linalg.vecdot(q, q)
-        return torch.where(fresh, length, 1.0).rsqrt()[:, None] * fresh[:, None] * new
-
-    def _share(self, target: Tensor) -> Tensor:
-        """(P Qᵀ t, Q Qᵀ t): (B, n) → (B, 2n)."""
-        known = self._kept[:, : self._count]
-        weights = known[:, :, target.shape[1] :] @ target[:, :, None]
-        return (weights.mT @ known)[:, 0]
-
-    def _keep(self, new: Tensor) -> None:
+        length, rounding = torch.linalg.vecdot(rest, rest), 16 * torch.finfo(p.dtype).eps
+        fresh = length > rounding * torch.linalg.vecdot(product, product)
         if self._count == self._kept.shape[1]:
             self._kept = torch.cat([self._kept, torch.empty_like(self._kept[:, :_BLOCK])], 1)
-        self._kept[:, self._count] = new
+        scale = torch.where(fresh, length, 1.0).rsqrt() * fresh
+        self._kept[:, self._count] = new.mul_(scale[:, None])
         self._count += 1
+        return new
+
+    def _orthogonal(self, pair: Tensor) -> Tensor:
+        """(s, t) less the kept directions' share in t, in both halves: (B, 2n) → (B, 2n)."""
+        known, half = self._kept[:, : self._count], pair.shape[1] // 2
+        weights = pair[:, None, half:] @ known[:, :, half:].mT  # ten times faster than a matrix times a column
+        return torch.baddbmm(pair[:, None], weights, known, alpha=-1)[:, 0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,15 +57,15 @@ class _Canvas:
     kernel: tuple[int, int]
     border: Border
 
-    @property
+    @cached_property
     def reach(self) -> tuple[int, int]:
         return tuple(self.border.reach(k, n) for k, n in zip(self.kernel, self.size, strict=True))
 
-    @property
+    @cached_property
     def margins(self) -> tuple[int, int]:
         return tuple(self.border.margin(r) for r in self.reach)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """P ≥ H + 2 margin, and ≥ H + reach, so that what wraps lands outside the image."""
         sizes = zip(self.size, self.margins, self.reach, strict=True)
