@@ -22,7 +22,7 @@ from diffinv.samplers.base import Sampler, sample
 from diffinv.samplers.sde import StochasticMultistep
 from diffinv.schedules import Schedule
 
-INNER = 4  # products of the preconditioner an iteration; they call no network
+INNER = 7  # products of the preconditioner at the first iteration; they call no network
 
 
 @dataclass(frozen=True)

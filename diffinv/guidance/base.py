@@ -69,9 +69,9 @@ class Gmres(InformationSolver):
     """GMRES on (I + F C) u = s, d = C u: for a learned Jacobian that is not symmetric or not PSD.
 
     Arguments: iterations: size of the Krylov space, one product with C and one with F each. tol: relative residual below
-    which a row counts as solved. inner: 0, or products with F alone an iteration, cheap beside a network's C, for a
+    which a row counts as solved. inner: 0, or products with F alone at the first iteration, cheap beside a network's C, for a
     preconditioner: the same system with C replaced by diag(C·1 ≥ 0), which costs one product with C and is the same at every
-    iteration, so that its solves share what they learn of it.
+    iteration. Its solves share what they learn of it, so that each may have one product fewer than the one before, but one.
 
     The row sums say where in the image the prior leaves room, which is most of what makes blurred sources on an empty sky
     converge slowly (`benchmarks/solvers`). For stationary priors they are a constant, and masks or uneven noise gain nothing.

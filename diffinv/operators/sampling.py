@@ -76,9 +76,8 @@ class SumPool(LinearOperator):
         return sum(rows[..., start :: self.factor] for start in range(self.factor))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        channels, height, width = self.out_shape
-        blocks = y[:, :, :, None, :, None].expand(-1, -1, -1, self.factor, -1, self.factor)
-        return blocks.reshape(-1, channels, height * self.factor, width * self.factor)
+        wide = torch.stack([y] * self.factor, -1).flatten(-2)
+        return torch.stack([wide] * self.factor, -2).flatten(-3, -2)
 
 
 @register("operator", "mosaic")

@@ -72,9 +72,18 @@ def test_a_right_hand_side_in_the_span_of_what_is_known_costs_nothing() -> None:
 def test_many_systems_in_turn_become_exact_when_the_space_is_spanned() -> None:
     operator = Counted(matrices())
     solve = RecycledResiduals(operator, directions=2, tol=0.0)
-    errors = [residual(operator.matrix, solve(b), b) for b in (vectors(seed) for seed in range(10, 20))]
+    errors = [residual(operator.matrix, solve(b), b) for b in (vectors(seed) for seed in range(10, 30))]
     assert bool((errors[0] > 1e-3).all())
-    assert bool((torch.stack(errors[N // 2 :]) < 1e-9).all())
+    assert bool((torch.stack(errors[N - 1 :]) < 1e-9).all())
+
+
+def test_each_call_adds_one_direction_fewer_but_one() -> None:
+    operator, spent = Counted(matrices()), []
+    solve = RecycledResiduals(operator, directions=3, tol=0.0)
+    for seed in range(5):
+        solve(vectors(seed))
+        spent.append(operator.products)
+    assert spent == [3, 5, 6, 7, 8]
 
 
 def test_a_solved_row_adds_no_directions_and_a_row_alone_is_answered_the_same() -> None:
