@@ -21,6 +21,7 @@ LAYERS = (
     ("operators", "schedules"),
     ("noise",),
     ("likelihood", "priors"),
+    ("reconstructors",),
     ("guidance", "losses"),
     ("posterior",),
     ("samplers", "uncertainty", "unmixing"),
@@ -45,6 +46,7 @@ HEAVY = {
     "parsl": "engine/sites.py",
 }
 CASES = {"operator": "operators", "noise": "noise", "prior": "priors", "guidance": "guidance", "sampler": "samplers"}
+CASES |= {"loss": "losses", "group": "groups"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "binomial"}
 TORCH_DRAWS |= {"_standard_gamma", "_sample_dirichlet"}
 TENSOR_DRAWS = {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"}
@@ -237,5 +239,5 @@ def test_a_name_without_a_case_is_found() -> None:
 
 def test_every_registered_kind_is_known_here() -> None:
     registered("operator", "diffinv")
-    without_cases = {"schedule", "border", "filter", "solver"}
+    without_cases = {"schedule", "border", "filter", "solver", "slope", "hiding", "covariance"}
     assert set(registry.kinds()) <= set(CASES) | without_cases

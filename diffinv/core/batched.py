@@ -41,8 +41,9 @@ class Batched:
         """Move or cast as `Tensor.to`; integer and boolean fields keep their dtype."""
 
         def move(t: Tensor) -> Tensor:
-            moved = t.to(*args, **kwargs)
-            return moved if t.is_floating_point() or t.is_complex() else moved.to(t.dtype)
+            if t.is_floating_point() or t.is_complex():
+                return t.to(*args, **kwargs)
+            return t.to(t.new_empty(0, dtype=torch.get_default_dtype()).to(*args, **kwargs).device)
 
         return self.map(move)
 

@@ -1,18 +1,24 @@
 """Losses: (model, batch, rng) → (B,), never reduced, with a declared oracle.
 
-A loss names what its batch must hold (`needs`) and the supervised quantity whose gradient it reproduces in expectation.
+An unbiased loss names the supervised quantity whose gradient it reproduces in expectation (`oracle`), and is tested against
+it. The others have another minimiser, and are tested by that. What a loss cannot do it refuses before training (`check`).
+Data-space losses are means over the good data of a row, in the square of the data's unit.
 """
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffinv.core.batched import Batched
+from diffinv.core.checks import UnsupportedError
+from diffinv.core.registry import register
 from diffinv.core.rng import Rng
-from diffinv.priors.base import Denoiser
+from diffinv.likelihood import Observation
+from diffinv.reconstructors.observed import good_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +28,93 @@ class CleanBatch(Batched):
     x: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class MeasuredBatch(Batched):
+    """Measurements, and what else may be known of them.
+
+    Arguments: observation: y, A and the noise of each row. x: the true images (B, *image), for supervised losses and oracles.
+    second: another exposure of the same images, with independent noise, and the same operator or another.
+    """
+
+    observation: Observation
+    x: Tensor | None = None
+    second: Observation | None = None
+
+
 class Loss(abc.ABC):
-    """An objective a row."""
+    """An objective a row. Losses add and scale: `a * L1 + b * L2`."""
+
+    unbiased: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def __call__(self, model: Denoiser, batch: Batched, rng: Rng) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batched, rng: Rng) -> Tensor:
         """The loss of each row: (B,)."""
+
+    @property
+    def multipliers(self) -> tuple[nn.Parameter, ...]:
+        """What the loss is to be maximised over (UNSURE), in an optimiser group of the trainer's own."""
+        return ()
+
+    def check(self, batch: Batched) -> None:
+        """Raise UnsupportedError, with the reason and a remedy, where the batch lacks what the loss needs."""
+        return None
+
+    def oracle(self, model: nn.Module, batch: Batched, rng: Rng) -> Tensor:
+        """The supervised quantity of each row whose gradient the loss has in expectation: (B,)."""
+        raise UnsupportedError(f"{type(self).__name__} has no oracle: it is biased, with a minimiser of its own.")
+
+    def __add__(self, other: Loss) -> Total:
+        return Total((*_terms(self), *_terms(other)))
+
+    def __mul__(self, weight: float) -> Total:
+        return Total(tuple((weight * w, loss) for w, loss in _terms(self)))
+
+    __rmul__ = __mul__
+
+
+@register("loss", "total")
+@dataclass(frozen=True)
+class Total(Loss):
+    """Σ_k weight_k loss_k, each with random numbers of its own."""
+
+    terms: tuple[tuple[float, Loss], ...]
+
+    @property
+    def unbiased(self) -> bool:
+        return all(loss.unbiased for _, loss in self.terms)
+
+    @property
+    def multipliers(self) -> tuple[nn.Parameter, ...]:
+        return tuple(p for _, loss in self.terms for p in loss.multipliers)
+
+    def check(self, batch: Batched) -> None:
+        for _, loss in self.terms:
+            loss.check(batch)
+
+    def __call__(self, model: nn.Module, batch: Batched, rng: Rng) -> Tensor:
+        return sum(w * loss(model, batch, rng.spawn(k)) for k, (w, loss) in enumerate(self.terms))
+
+    def oracle(self, model: nn.Module, batch: Batched, rng: Rng) -> Tensor:
+        return sum(w * loss.oracle(model, batch, rng.spawn(k)) for k, (w, loss) in enumerate(self.terms))
+
+
+def _terms(loss: Loss) -> tuple[tuple[float, Loss], ...]:
+    return loss.terms if isinstance(loss, Total) else ((1.0, loss),)
+
+
+def mean_good(values: Tensor, good: Tensor) -> Tensor:
+    """Mean over the good data of a row, 0 for a row without: (B, *data), (B, *data) → (B,)."""
+    return values.where(good, 0.0).flatten(1).sum(1) / good.flatten(1).sum(1).clamp_min(1)
+
+
+def data_risk(model: nn.Module, observation: Observation, x: Tensor) -> Tensor:
+    """`‖A (f(y, A) − x)‖²` over the good data, a datum: (B,). The oracle of most losses of measurements."""
+    error = observation.operator(model(observation)) - observation.operator(x)
+    return mean_good(error**2, good_data(observation))
+
+
+def truth(batch: MeasuredBatch, owner: str) -> Tensor:
+    """The batch's true images. Raises UnsupportedError where there are none."""
+    if batch.x is None:
+        raise UnsupportedError(f"{owner}: the batch has no true images x; use a self-supervised loss, or simulate.")
+    return batch.x

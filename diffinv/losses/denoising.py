@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffinv.core.linalg import expand
+from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.losses.base import CleanBatch, Loss
 from diffinv.priors.base import Denoiser
 from diffinv.schedules import Schedule
 
 
+@register("loss", "denoising_score_matching")
 @dataclass(frozen=True)
 class DenoisingScoreMatching(Loss):
     """`w(σ) ‖D(x + σ z, σ) − x‖² / d`, w = (σ² + σ_d²)/(σ σ_d)², σ ~ schedule, z ~ N(0, I).

@@ -30,6 +30,7 @@ from diffinv.operators.detector import Arcsinh, Saturation
 from diffinv.operators.fourier import MaskedFourier, Visibilities
 from diffinv.operators.geometry import Affine, Dilation, Rotation, SeparableResample, Shift, resample
 from diffinv.operators.interpolation import Cubic, Filter, KaiserSinc, Lanczos, Linear
+from diffinv.operators.permutation import BandPermutation, PixelPermutation
 from diffinv.operators.sampling import Crop, Mask, Mosaic, Pad, SumPool
 from diffinv.operators.spectral import BandMixing
 from diffinv.operators.tomography import Radon
@@ -88,6 +89,8 @@ CASES: dict[str, Callable[[], Operator]] = {
     "separable_resample": lambda: SeparableResample(draw(2, 4, 5), draw(2, 3, 6, seed=1), 2),
     "masked_fourier": lambda: MaskedFourier(draw(2, *SIZE) > 0, 2),
     "visibilities": lambda: Visibilities(300 * draw(2, 7, 2), SIZE, 2, (1e-3, -2e-3)),
+    "pixel_permutation": lambda: PixelPermutation(draw(2, 30).argsort(1), SHAPE),
+    "band_permutation": lambda: BandPermutation(torch.tensor([[1, 0], [0, 1]]), SIZE),
     "radon": lambda: Radon(180 * positive(2, 3), SHAPE, 7),
     "band_mixing": lambda: BandMixing(draw(2, 3, 2), SIZE),
     "arcsinh": lambda: Arcsinh(SHAPE, positive(2)),

@@ -21,6 +21,13 @@ from tests.cases.operators import draw, positive
 SHAPE = (1, 4, 4)
 
 
+@dataclass(frozen=True, eq=False)
+class Indexed(Batched):
+    """A batch of integers."""
+
+    source: Tensor
+
+
 def deep(batch: int = 3) -> Chain:
     """Parts of batch `batch`, a shared one, a boolean one, nested in tuples."""
     per_image = Diagonal(positive(batch, *SHAPE))
@@ -42,6 +49,12 @@ def test_map_makes_a_new_object_and_leaves_the_old_one():
 
 def test_to_casts_numbers_and_leaves_masks():
     assert [t.dtype for t in deep().to(torch.float32).tensors()] == [torch.float32, torch.bool, torch.float32, torch.float32]
+
+
+def test_to_a_short_format_leaves_large_indices_alone():
+    source = torch.arange(100).roll(1)[None] + 5000
+    moved = Indexed(source).to(torch.bfloat16)
+    assert moved.source.dtype == torch.int64 and torch.equal(moved.source, source)
 
 
 @pytest.mark.parametrize("index", [[2, 0], slice(1, 3), torch.tensor([0, 2, 2]), torch.tensor([True, False, True])])
