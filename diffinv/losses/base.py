@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from diffinv.core.checks import UnsupportedError
 from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
-from diffinv.reconstructors.observed import good_data
+from diffinv.reconstructors.base import Reconstructor
+from diffinv.reconstructors.observed import good_data, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,16 @@ class MeasuredBatch(Batched):
     observation: Observation
     x: Tensor | None = None
     second: Observation | None = None
+
+    @cached_property
+    def data(self) -> Observation:
+        """The observation with 0 in place of masked data; one object, so that the terms of a sum can share a pass (`Total`)."""
+        return whole(self.observation)
+
+    @cached_property
+    def good(self) -> Tensor:
+        """True where a datum is good: (B, *data)."""
+        return good_data(self.observation)
 
 
 class Loss(abc.ABC):
@@ -75,7 +87,7 @@ class Loss(abc.ABC):
 @register("loss", "total")
 @dataclass(frozen=True)
 class Total(Loss):
-    """Σ_k weight_k loss_k, each with random numbers of its own."""
+    """Σ_k weight_k loss_k, each with random numbers of its own; they share the reconstruction of the batch's data."""
 
     terms: tuple[tuple[float, Loss], ...]
 
@@ -92,10 +104,30 @@ class Total(Loss):
             loss.check(batch)
 
     def __call__(self, model: nn.Module, batch: Batched, rng: Rng) -> Tensor:
-        return sum(w * loss(model, batch, rng.spawn(k)) for k, (w, loss) in enumerate(self.terms))
+        once = _Once(model)
+        return sum(w * loss(once, batch, rng.spawn(k)) for k, (w, loss) in enumerate(self.terms))
 
     def oracle(self, model: nn.Module, batch: Batched, rng: Rng) -> Tensor:
-        return sum(w * loss.oracle(model, batch, rng.spawn(k)) for k, (w, loss) in enumerate(self.terms))
+        once = _Once(model)
+        return sum(w * loss.oracle(once, batch, rng.spawn(k)) for k, (w, loss) in enumerate(self.terms))
+
+
+class _Once(Reconstructor):
+    """A model that reconstructs the same observation (the same object) once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.known = model, []
+
+    def forward(self, observation: Observation) -> Tensor:
+        for seen, image in self.known:
+            if seen is observation:
+                return image
+        self.known.append((observation, self.model(observation)))
+        return self.known[-1][1]
+
+    def score(self, observation: Observation) -> Tensor:
+        return self.model.score(observation)
 
 
 def _terms(loss: Loss) -> tuple[tuple[float, Loss], ...]:

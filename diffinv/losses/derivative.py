@@ -27,7 +27,7 @@ class Slope(abc.ABC):
 @register("slope", "forward_mode")
 @dataclass(frozen=True)
 class ForwardMode(Slope):
-    """Exact, by forward-mode differentiation: one more pass, with the derivative carried along."""
+    """Exact, by forward-mode differentiation."""
 
     def __call__(self, model: nn.Module, observation: Observation, direction: Tensor) -> tuple[Tensor, Tensor]:
         def mean(y: Tensor) -> Tensor:
@@ -39,9 +39,13 @@ class ForwardMode(Slope):
 @register("slope", "finite_difference")
 @dataclass(frozen=True)
 class FiniteDifference(Slope):
-    """`[u(y + h ω) − u(y)]/h` with ‖h ω‖ = step ‖y‖, a second pass in the same batch; for networks without forward mode.
+    """`[u(y + h ω) − u(y)]/h` with ‖h ω‖ = step ‖y‖, with one more pass.
 
-    Arguments: step: relative, dimensionless; float32 wants about 1e-2, for the error is step² against rounding/step.
+    The error of first order is odd in ω and vanishes on average; with 1e-3 what is left is a few 1e-4 of the slope, in
+    float32 too, where a random direction itself scatters by percents. Twice the cost of a step without slope; torch's forward
+    mode, whose kernels are not fused, takes 3.5 times.
+
+    Arguments: step: h, relative, dimensionless.
     """
 
     step: float

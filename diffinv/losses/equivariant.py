@@ -24,7 +24,6 @@ from diffinv.likelihood import Observation
 from diffinv.losses.base import Loss, MeasuredBatch, mean_good
 from diffinv.operators.groups import Group
 from diffinv.reconstructors.base import Reconstructor
-from diffinv.reconstructors.observed import clean_data, good_data
 
 
 @register("loss", "measurement_consistency")
@@ -37,9 +36,8 @@ class MeasurementConsistency(Loss):
     """
 
     def __call__(self, model: Reconstructor, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        observation = batch.observation
-        residual = observation.operator(model(observation)) - clean_data(observation)
-        return mean_good(residual**2, good_data(observation))
+        data = batch.data
+        return mean_good((data.operator(model(data)) - data.y) ** 2, batch.good)
 
 
 @register("loss", "equivariant_imaging")
@@ -70,7 +68,7 @@ class EquivariantImaging(Loss):
             raise UnsupportedError(f"EquivariantImaging: {error}") from error
 
     def __call__(self, model: Reconstructor, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        observation = batch.observation
+        observation = batch.data
         x = model(observation)
         turned = self.group.draw(rng, observation.image_shape, x)(x)
         return _pixel_mean((model(_measured(observation, turned, rng, self.noisy)) - turned) ** 2)
@@ -103,7 +101,7 @@ class MultiOperatorImaging(Loss):
             )
 
     def __call__(self, model: Reconstructor, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        observation = batch.observation
+        observation = batch.data
         _check_rows(observation)
         x = model(observation)
         index = _another(len(x), rng)

@@ -10,7 +10,6 @@ from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.losses.base import Loss, MeasuredBatch, data_risk, mean_good, truth
-from diffinv.reconstructors.observed import good_data
 
 
 @register("loss", "recorrupted")
@@ -35,13 +34,12 @@ class Recorrupted(Loss):
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         first, target = self._split(batch, rng)
-        good = good_data(batch.observation)
-        return mean_good((first.operator(model(first)) - target.where(good, 0.0)) ** 2, good)
+        return mean_good((first.operator(model(first)) - target.where(batch.good, 0.0)) ** 2, batch.good)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         return data_risk(model, self._split(batch, rng)[0], truth(batch, "Recorrupted"))
 
     def _split(self, batch: MeasuredBatch, rng: Rng) -> tuple[Observation, Tensor]:
-        data = batch.observation
+        data = batch.data
         (y, noise), (target, _) = data.noise.split(data.y, rng, share=self.share)
         return Observation(y, data.operator, noise), target

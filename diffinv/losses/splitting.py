@@ -89,16 +89,16 @@ class Splitting(Loss):
             self.kept.check(replace(batch, observation=left))
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        return self._risk(model, batch, rng, clean_data(batch.observation), oracle=False)
+        return self._risk(model, batch, rng, batch.data.y, oracle=False)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         return self._risk(model, batch, rng, batch.observation.operator(truth(batch, "Splitting")), oracle=True)
 
     def _risk(self, model: nn.Module, batch: MeasuredBatch, rng: Rng, target: Tensor, *, oracle: bool) -> Tensor:
-        data = batch.observation
+        data = batch.data
         keep = self.hiding.keep(data, rng)
         left = hidden(data, keep)
-        risk = mean_good((data.operator(model(left)) - target) ** 2, good_data(data) & ~keep)
+        risk = mean_good((data.operator(model(left)) - target) ** 2, batch.good & ~keep)
         if self.kept is None:
             return risk
         inner = self.kept.oracle if oracle else self.kept
@@ -125,10 +125,10 @@ class Noise2Void(Loss):
         hidden(batch.observation, torch.ones_like(batch.observation.y, dtype=torch.bool))
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        data, y = batch.observation, clean_data(batch.observation)
+        data, y = batch.data, batch.data.y
         chosen = rng.uniform(y) < self.share
         seen = y.where(~chosen, self._neighbours(y, rng))
-        return mean_good((model(replace(data, y=seen)) - y) ** 2, good_data(data) & chosen)
+        return mean_good((model(replace(data, y=seen)) - y) ** 2, batch.good & chosen)
 
     def _neighbours(self, y: Tensor, rng: Rng) -> Tensor:
         """For each pixel the value of a random other one at most `radius` away a way; the image is mirrored at its border."""

@@ -24,7 +24,7 @@ class Supervised(Loss):
         truth(batch, "Supervised")
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        return (model(batch.observation) - truth(batch, "Supervised")).square().flatten(1).mean(1)
+        return (model(batch.data) - truth(batch, "Supervised")).square().flatten(1).mean(1)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         return self(model, batch, rng)
@@ -48,10 +48,10 @@ class Noise2Noise(Loss):
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         self.check(batch)
         second = batch.second
-        residual = second.operator(model(batch.observation)) - clean_data(second)
+        residual = second.operator(model(batch.data)) - clean_data(second)
         return mean_good(residual**2, good_data(second))
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         second = batch.second
-        error = second.operator(model(batch.observation)) - second.operator(truth(batch, "Noise2Noise"))
+        error = second.operator(model(batch.data)) - second.operator(truth(batch, "Noise2Noise"))
         return mean_good(error**2, good_data(second))

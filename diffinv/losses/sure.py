@@ -18,7 +18,7 @@ from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.losses.base import Loss, MeasuredBatch, mean_good, truth
-from diffinv.losses.derivative import ForwardMode, Slope
+from diffinv.losses.derivative import FiniteDifference, ForwardMode, Slope
 from diffinv.noise.base import Noise
 from diffinv.noise.correlated import CorrelatedGaussian
 from diffinv.noise.gamma import Gamma
@@ -26,7 +26,6 @@ from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.independent import over
 from diffinv.noise.photon import PoissonGaussian
 from diffinv.noise.poisson import Poisson
-from diffinv.reconstructors.observed import good_data, whole
 
 
 @singledispatch
@@ -66,7 +65,7 @@ class Sure(Loss):
     arXiv:2010.10631.
     """
 
-    slope: Slope = ForwardMode()
+    slope: Slope = FiniteDifference(1e-3)
     weight: Tensor | None = None
     unbiased = True
 
@@ -75,14 +74,14 @@ class Sure(Loss):
         probe(data.noise, data.y, Rng.for_draws(0, range(data.y.shape[0]), 1))
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        data, good = whole(batch.observation), good_data(batch.observation)
+        data, good = batch.data, batch.good
         omega = probe(data.noise, data.y, rng).where(good, 0.0)
         u, along = self.slope(model, data, omega)
         variance = data.noise.variance(torch.zeros_like(u)).where(good, 0.0)
         return mean_good(self._weighted((u - data.y) ** 2 - variance + 2 * omega * along), good)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        data, good = whole(batch.observation), good_data(batch.observation)
+        data, good = batch.data, batch.good
         error = data.operator(model(data)) - data.operator(truth(batch, "Sure"))
         return mean_good(self._weighted(error**2), good)
 
@@ -179,7 +178,7 @@ class ShiftedSure(Loss):
         shift(data.noise, data.y, Rng.for_draws(0, range(data.y.shape[0]), 1))
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        data, good = whole(batch.observation), good_data(batch.observation)
+        data, good = batch.data, batch.good
         u, count = data.operator(model(data)), data.y[0].numel()
         if not 1 <= self.pixels <= count:
             raise UnsupportedError(f"ShiftedSure: pixels must lie between 1 and the {count} data of a row, got {self.pixels}.")
@@ -226,13 +225,13 @@ class FirstOrderSure(Loss):
     References: as `ShiftedSure`; Luisier, Blu & Unser, *Image Denoising in Mixed Poisson–Gaussian Noise*, 2011, IEEE TIP 20, 696.
     """
 
-    slope: Slope = ForwardMode()
+    slope: Slope = FiniteDifference(1e-3)
 
     def check(self, batch: MeasuredBatch) -> None:
         variance_estimate(batch.observation.noise, batch.observation.y)
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        data, good = whole(batch.observation), good_data(batch.observation)
+        data, good = batch.data, batch.good
         variance = variance_estimate(data.noise, data.y)
         b = rng.rademacher(data.y).where(good, 0.0)
         u, along = self.slope(model, data, b)

@@ -20,9 +20,8 @@ from diffinv.core.checks import ShapeError
 from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.losses.base import Loss, MeasuredBatch, mean_good
-from diffinv.losses.derivative import ForwardMode, Slope
+from diffinv.losses.derivative import FiniteDifference, Slope
 from diffinv.losses.sure import Sure
-from diffinv.reconstructors.observed import good_data, whole
 
 
 class Covariance(abc.ABC):
@@ -105,7 +104,7 @@ class Unsure(Loss):
 
     eta: nn.Parameter
     covariance: Covariance
-    slope: Slope = ForwardMode()
+    slope: Slope = FiniteDifference(1e-3)
     unbiased = True
 
     @property
@@ -113,7 +112,7 @@ class Unsure(Loss):
         return (self.eta,)
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        data, good = whole(batch.observation), good_data(batch.observation)
+        data, good = batch.data, batch.good
         b = rng.rademacher(data.y).where(good, 0.0)
         u, along = self.slope(model, data, b)
         return mean_good((u - data.y) ** 2 + 2 * self.covariance(self.eta, b, data.y) * along, good)

@@ -82,9 +82,14 @@ class ScoreReconstructor(Reconstructor):
         super().__init__()
         self.network = network
 
+    def score(self, observation: Observation) -> Tensor:
+        """N(y), what `Noise2Score` trains: (B, *data), in the data's inverse unit."""
+        data = whole(observation)
+        return self.network(data.y).where(good_data(data), 0.0)
+
     def forward(self, observation: Observation) -> Image:
         scale = require_identity("ScoreReconstructor", observation)
         data = whole(observation)
         good = good_data(data)
-        mean = posterior_mean(data.noise, data.y, self.network(data.y).where(good, 0.0))
+        mean = posterior_mean(data.noise, data.y, self.score(data))
         return (mean / expand(scale, mean)).where(good, 0.0)

@@ -1,128 +1,242 @@
-"""The training loop: steps of a loss on batches, by accelerate, with EMA, gradient clipping and exact resume.
+"""The training loop: one for denoisers and reconstructors, by any loss on any source, by accelerate.
 
-The data order and every random number are functions of (seed, step), so that a resumed run equals an uninterrupted one.
+    θ ← AdamW(θ, ∇_θ mean L(f_θ, batch; m)),   m ← m + momentum ascent of the same ∇_m
+
+θ are the weights, with an exponential moving average, and m the loss's multipliers, if it has any (UNSURE).
+Invariant: the data order and every random number are functions of (seed, step, process), and a checkpoint holds all else that
+the next step depends on, so that a resumed run equals an uninterrupted one, on the CPU to the bit. (A `deadline` ties the
+learning rate to the clock, and is the exception.)
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from diffinv.core.batched import Batched
 from diffinv.core.checks import DiffinvError
 from diffinv.core.rng import Rng
-from diffinv.losses.base import CleanBatch, Loss
-from diffinv.training.checkpoint import load_checkpoint, save_checkpoint
+from diffinv.losses.base import Loss
+from diffinv.training.checkpoint import Stateful, clear_temporaries, load_checkpoint, save_checkpoint
 from diffinv.training.ema import ExponentialMovingAverage
+from diffinv.training.log import Log
+from diffinv.training.plan import TrainingPlan
+from diffinv.training.sources import Source
+from diffinv.training.validation import EarlyStopping, evaluate, summary
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How long and how fast.
+@dataclass(frozen=True, eq=False)
+class _Session:
+    """What changes during a run."""
 
-    steps: optimizer updates. batch_size: images an update and process. learning_rate: peak, reached after `warmup` steps,
-    then a cosine to `final_rate` of it at the last step, or at `deadline` seconds of wall time if that is sooner.
-    """
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ExponentialMovingAverage
+    multipliers: nn.ParameterList
+    ascent: torch.optim.Optimizer | None
+    watch: EarlyStopping
+    log: Log
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 200
-    final_rate: float = 0.02
-    ema_decay: float = 0.999
-    clip: float = 1.0
-    seed: int = 0
-    save_every: int = 500
-    log_every: int = 100
-    deadline: float = math.inf
-
-    def rate(self, step: int, elapsed: float) -> float:
-        """Learning rate at a step: linear warm-up, then cosine decay in the larger of the two fractions done."""
-        done = min(1.0, max(step / self.steps, elapsed / self.deadline))
-        cosine = self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * cosine
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds."""
+        parts = {"model": self.accelerator.unwrap_model(self.model), "optimizer": self.optimizer, "ema": self.ema}
+        parts |= {"multipliers": self.multipliers, "validation": self.watch, "log": self.log}
+        optional = {"ascent": self.ascent, "scaler": self.accelerator.scaler}
+        return parts | {name: part for name, part in optional.items() if part is not None}
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Trainer:
-    """Trains a model by a loss on views of stored images.
+    """Trains a model by a loss on a source.
 
-    Arguments: model; loss: (model, batch, rng) → (B,). images: (N, C, H, W) in memory. views: augmentation (x, rng) → x.
-    folder: where checkpoint and log go.
+    With `validation`, the loss of the averaged model on it is looked at every `plan.validate_every` steps and at the end, the
+    training stops early without progress (see `EarlyStopping`), and the best average is the result. A loss with multipliers is
+    looked at too, but neither stopped nor chosen by that: the loss climbs with them, so that two looks cannot be compared.
+
+    Arguments: model: trained in place; what `loss` calls. loss: (model, batch, rng) → (B,). source: what it learns from.
+    plan. folder: where checkpoint.safetensors and log.jsonl go; one training a folder. validation: held-out data.
     """
 
     model: nn.Module
     loss: Loss
-    images: Tensor
-    views: Callable[[Tensor, Rng], Tensor]
+    source: Source
     plan: TrainingPlan
     folder: Path
+    validation: Source | None = None
 
     def run(self, *, resume: bool = False) -> nn.Module:
-        """Train to the end of the plan; returns the averaged model.
+        """Train to the end of the plan; returns the averaged model: the best by validation, or else the last.
 
-        Raises: DiffinvError when the loss is not finite, naming the step; the last good checkpoint is kept.
+        Arguments: resume: continue from the folder's checkpoint if it has one; else the folder's log starts afresh.
+        Raises: UnsupportedError before the first step where the loss cannot do with the data. DiffinvError when the loss or its
+        gradient is not finite, naming the step (the last good checkpoint is kept), and when the plan cannot be followed here.
         """
-        accelerator = Accelerator()
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
-        )
-        ema = ExponentialMovingAverage(self.model, self.plan.ema_decay)
-        checkpoint = self.folder / "checkpoint.safetensors"
-        first = load_checkpoint(checkpoint, self.model, optimizer, ema) if resume and checkpoint.exists() else 0
-        model, optimizer = accelerator.prepare(self.model, optimizer)
-        ema.model.to(accelerator.device)
-        start, window = time.monotonic(), []
-        for step in range(first, self.plan.steps):
-            elapsed = time.monotonic() - start
-            window.append(self._update(accelerator, model, optimizer, step, elapsed))
-            ema.update(accelerator.unwrap_model(model))
-            last = step + 1 == self.plan.steps or elapsed > self.plan.deadline
-            if accelerator.is_main_process and ((step + 1) % self.plan.log_every == 0 or last):
-                self._log(step + 1, torch.stack(window).mean().item(), time.monotonic() - start)
-                window.clear()
-            if accelerator.is_main_process and ((step + 1) % self.plan.save_every == 0 or last):
-                save_checkpoint(checkpoint, accelerator.unwrap_model(model), optimizer, ema, step=step + 1)
-            if last:
-                break
-        return ema.model
+        accelerator = self._accelerator()
+        path = self.folder / "checkpoint.safetensors"
+        self._check(accelerator.device)
+        session = self._open(accelerator)
+        try:
+            if accelerator.is_main_process:
+                clear_temporaries(path)
+            first = load_checkpoint(path, session.parts()) if resume and path.exists() else 0
+            session.log.rewind(first)
+            self._steps(session, first, path)
+        finally:
+            accelerator.unwrap_model(session.model, keep_fp32_wrapper=False)
+        if self._chooses and session.watch.weights:
+            session.ema.model.load_state_dict(session.watch.weights)
+        return session.ema.model
 
-    def batch(self, step: int, process: int, processes: int, device: torch.device) -> tuple[CleanBatch, Rng]:
+    def batch(self, step: int, process: int, processes: int, device: torch.device) -> tuple[Batched, Rng]:
         """The batch of a step and its random streams: functions of (seed, step, process) alone."""
         size = self.plan.batch_size
         numbers = torch.arange(size, dtype=torch.int64) + (step * processes + process) * size
         rng = Rng.for_draws(self.plan.seed, numbers, 1)
-        index = (rng.uniform(torch.zeros(size, 1, dtype=torch.float64))[:, 0] * len(self.images)).long()
+        index = (rng.uniform(torch.zeros(size, 1, dtype=torch.float64))[:, 0] * len(self.source)).long()
         rng = rng.to(device)
-        return CleanBatch(self.views(self.images[index].float().to(device), rng)), rng
+        return self.source.batch(index, rng), rng
 
-    def _update(self, accelerator, model, optimizer, step: int, elapsed: float) -> Tensor:
-        for group in optimizer.param_groups:
+    @property
+    def _chooses(self) -> bool:
+        """Whether validation decides when to stop and what to return."""
+        return self.validation is not None and not self.loss.multipliers
+
+    def _accelerator(self) -> Accelerator:
+        plan = self.plan
+        trackers = list(plan.trackers) or None
+        try:
+            accelerator = Accelerator(mixed_precision=plan.precision, log_with=trackers, project_dir=self.folder)
+        except ValueError as error:
+            raise DiffinvError(f"training: accelerate refuses the plan ({' '.join(str(error).split())[:300]}).") from error
+        if plan.precision == "fp16" and accelerator.scaler is None:
+            raise DiffinvError(f"training: fp16 wants a GPU, and this is {accelerator.device}; use precision bf16 or no.")
+        if trackers and len(accelerator.log_with) < len(trackers):
+            raise DiffinvError(f"training: of the trackers {trackers} not all are installed; install them or leave them out.")
+        return accelerator
+
+    def _check(self, device: torch.device) -> None:
+        """Whether the loss can do with the data, before anything is written."""
+        self.loss.check(self.batch(0, 0, 1, device)[0])
+        if self.loss.multipliers and self.plan.multiplier_rate is None:
+            raise DiffinvError(f"training: {type(self.loss).__name__} has multipliers; give the plan a multiplier_rate.")
+        if self.validation is not None:
+            if len(self.validation) < 2:
+                raise DiffinvError(f"training: {len(self.validation)} held-out row; validation wants 2 or more.")
+            self.loss.check(self.validation.batch(torch.arange(2), Rng.for_draws(self.plan.seed, range(2), 1).to(device)))
+
+    def _open(self, accelerator: Accelerator) -> _Session:
+        plan = self.plan
+        adam = torch.optim.AdamW(self.model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+        ema = ExponentialMovingAverage(self.model, plan.ema_decay)
+        model, optimizer = accelerator.prepare(self.model, adam)
+        ema.model.to(accelerator.device)
+        multipliers = nn.ParameterList(dict.fromkeys(self.loss.multipliers)).to(accelerator.device)
+        ascent = None
+        if len(multipliers):
+            ascent = torch.optim.SGD(multipliers, plan.multiplier_rate, momentum=plan.multiplier_momentum, maximize=True)
+        if plan.trackers:
+            accelerator.init_trackers("diffinv", {k: v for k, v in asdict(plan).items() if k != "trackers"})
+        log = Log(self.folder / "log.jsonl", writes=accelerator.is_main_process)
+        return _Session(accelerator, model, optimizer, ema, multipliers, ascent, EarlyStopping(plan.patience), log)
+
+    def _steps(self, session: _Session, first: int, path: Path) -> None:
+        plan, accelerator, start = self.plan, session.accelerator, time.monotonic()
+        for step in range(first, plan.steps):
+            if self._chooses and session.watch.stopped:
+                break
+            elapsed = self._agreed(accelerator, time.monotonic() - start)
+            session.log.add(self._update(session, step, elapsed))
+            session.ema.update(accelerator.unwrap_model(session.model))
+            done = step + 1
+            last = done == plan.steps or elapsed > plan.deadline
+            if self.validation is not None and (done % plan.validate_every == 0 or last):
+                self._validate(session, done)
+                last = last or (self._chooses and session.watch.stopped)
+            if done % plan.log_every == 0 or last:
+                self._log(session, done, time.monotonic() - start)
+            if accelerator.is_main_process and (done % plan.save_every == 0 or last):
+                save_checkpoint(path, session.parts(), step=done)
+            if last:
+                break
+        accelerator.end_training()
+
+    def _agreed(self, accelerator: Accelerator, elapsed: float) -> float:
+        """Seconds since the start, the same in all processes: they must stop together."""
+        if accelerator.num_processes == 1 or math.isinf(self.plan.deadline):
+            return elapsed
+        return accelerator.reduce(torch.tensor(elapsed, device=accelerator.device), "mean").item()
+
+    def _update(self, session: _Session, step: int, elapsed: float) -> Tensor:
+        """One step down in the weights and up in the multipliers, on one backward pass."""
+        accelerator, scaler = session.accelerator, session.accelerator.scaler
+        for group in session.optimizer.param_groups:
             group["lr"] = self.plan.rate(step, elapsed)
         batch, rng = self.batch(step, accelerator.process_index, accelerator.num_processes, accelerator.device)
-        loss = self.loss(model, batch, rng).mean()
-        if not torch.isfinite(loss):
-            raise DiffinvError(
-                f"training: the loss is {loss.item()} at step {step}; resume from the checkpoint with a lower learning rate."
-            )
+        loss = self.loss(session.model, batch, rng).mean()
+        _finite("loss", [loss], step)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), self.plan.clip)
-        if not torch.isfinite(norm):
-            raise DiffinvError(
-                f"training: the gradient is {norm.item()} at step {step}; resume from the checkpoint with a lower learning rate."
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        slopes = self._slopes(session, scale)
+        norm = accelerator.clip_grad_norm_(session.model.parameters(), self.plan.clip)
+        overflow = scale > 1 and not bool(torch.isfinite(norm))  # of fp16: the scaler skips the step and halves the scale
+        if not overflow:
+            _finite("gradient", [norm, *slopes], step)
+        session.optimizer.step()
+        if session.ascent is not None:
+            if not overflow:
+                session.ascent.step()
+            session.ascent.zero_grad(set_to_none=True)
+        session.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _log(self, step: int, loss: float, seconds: float) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "log.jsonl", "a") as handle:
-            handle.write(json.dumps({"step": step, "loss": round(loss, 6), "seconds": round(seconds, 1)}) + "\n")
+    @staticmethod
+    def _slopes(session: _Session, scale: float) -> list[Tensor]:
+        """The gradients of the multipliers, unscaled and averaged over processes, as the optimizer will use them."""
+        used = [m for m in session.multipliers if m.grad is not None]
+        for multiplier in used:
+            multiplier.grad = session.accelerator.reduce(multiplier.grad / scale, "mean")
+        return [m.grad for m in used]
+
+    def _validate(self, session: _Session, step: int) -> None:
+        """One look at the average; the processes share the rows, and all see the whole."""
+        accelerator = session.accelerator
+        part = slice(accelerator.process_index, None, accelerator.num_processes)
+        settings = {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "device": accelerator.device, "part": part}
+        values = accelerator.reduce(evaluate(session.ema.model, self.loss, self.validation, **settings), "sum")
+        mean, error = summary(values)
+        row = {"step": step, "validation": mean, "error": error}
+        if self._chooses:
+            session.watch.observe(step, mean, error, session.ema.model)
+            row["best"] = session.watch.best_step
+        self._write(session, row)
+
+    def _log(self, session: _Session, step: int, seconds: float) -> None:
+        row = {"step": step, "loss": session.log.mean(), "seconds": round(seconds, 1)}
+        if len(session.multipliers):
+            row["multipliers"] = [m.detach().flatten().tolist() for m in session.multipliers]
+        self._write(session, row)
+
+    def _write(self, session: _Session, row: dict) -> None:
+        session.log.write(row)
+        if self.plan.trackers:
+            values = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+            for k, multiplier in enumerate(row.get("multipliers", ())):
+                values |= {f"multiplier_{k}_{j}": value for j, value in enumerate(multiplier)}
+            session.accelerator.log(values, step=values.pop("step"))
+
+
+def _finite(what: str, values: Sequence[Tensor], step: int) -> None:
+    for value in values:
+        if not bool(torch.isfinite(value).all()):
+            bad = value[~torch.isfinite(value)].flatten()[0].item()
+            raise DiffinvError(
+                f"training: the {what} is {bad} at step {step}; resume from the checkpoint with a lower learning rate."
+            )

@@ -10,6 +10,7 @@ import torch
 from diffinv.losses.base import Loss, Total
 from diffinv.losses.denoisers import Neighbor2Neighbor, Noise2Score
 from diffinv.losses.denoising import DenoisingScoreMatching
+from diffinv.losses.derivative import ForwardMode
 from diffinv.losses.equivariant import EquivariantImaging, MeasurementConsistency, MultiOperatorImaging
 from diffinv.losses.recorrupted import Recorrupted
 from diffinv.losses.splitting import Noise2Void, RandomHiding, Splitting
@@ -58,6 +59,7 @@ CASES: dict[str, Callable[[], LossCase]] = {
 
 VARIANTS: dict[str, Callable[[], LossCase]] = {
     "recorrupted, little seen": lambda: LossCase(Recorrupted(0.3), SPLITS),
+    "sure, forward mode": lambda: LossCase(Sure(ForwardMode()), GAUSSIAN),
     "sure, weighted": lambda: LossCase(
         Sure(weight=torch.linspace(0.5, 2, 24, dtype=torch.float64).reshape(1, 2, 3, 4)), GAUSSIAN
     ),

@@ -1,28 +1,36 @@
-"""The training loop: exact resume, a stop that keeps the last good state, atomic checkpoints, the average and the views."""
+"""The training loop on clean images: exact resume, a stop that keeps the last good state, what is refused, the average."""
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
 
-from diffinv.core.checks import DiffinvError, InputError
+from diffinv.core.checks import DiffinvError, UnsupportedError
 from diffinv.core.rng import Rng
-from diffinv.losses.base import CleanBatch, Loss
+from diffinv.likelihood import Observation
+from diffinv.losses.base import CleanBatch, Loss, MeasuredBatch
 from diffinv.losses.denoising import DenoisingScoreMatching
+from diffinv.losses.sure import Sure
+from diffinv.noise.poisson import Poisson
+from diffinv.operators.algebra import Identity
 from diffinv.priors.precondition import Preconditioned
 from diffinv.priors.unet import UNet
 from diffinv.schedules import LogNormal
-from diffinv.training import checkpoint
 from diffinv.training.augment import GalaxyViews
-from diffinv.training.checkpoint import load_checkpoint, save_checkpoint
 from diffinv.training.ema import ExponentialMovingAverage
-from diffinv.training.loop import Trainer, TrainingPlan
+from diffinv.training.loop import Trainer
+from diffinv.training.plan import TrainingPlan
+from diffinv.training.sources import CleanImages, Measured
+from tests.trainings import Filter, reset_accelerate, same
 
 PLAN = TrainingPlan(6, 4, 1e-2, warmup=2, ema_decay=0.9, seed=3, save_every=2, log_every=2)
 LOSS = DenoisingScoreMatching(LogNormal(-0.7, 1.7), 1.0)
@@ -31,10 +39,8 @@ Views = Callable[[Tensor, Rng], Tensor]
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its state in the process; every test starts and leaves without it."""
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
 
 
 def model() -> Preconditioned:
@@ -49,14 +55,14 @@ def galaxies(count: int = 16) -> Tensor:
 
 
 def trainer(folder: Path, views: Views | None = None, plan: TrainingPlan = PLAN, loss: Loss = LOSS) -> Trainer:
-    return Trainer(model(), loss, galaxies(), views or GalaxyViews(shift=1), plan, folder)
+    return Trainer(model(), loss, CleanImages(galaxies(), views or GalaxyViews(shift=1)), plan, folder)
 
 
 class Stops:
-    """Views that fail at one call, as a kill would, or poison the batch there."""
+    """Views that fail at one step, as a kill would, or poison the batch there; their first call is the check at start-up."""
 
     def __init__(self, at: int, *, poison: bool = False) -> None:
-        self.at, self.poison, self.calls, self.views = at, poison, 0, GalaxyViews(shift=1)
+        self.at, self.poison, self.calls, self.views = at, poison, -1, GalaxyViews(shift=1)
 
     def __call__(self, x: Tensor, rng: Rng) -> Tensor:
         self.calls += 1
@@ -65,11 +71,6 @@ class Stops:
                 return torch.full_like(x, torch.nan)
             raise KeyboardInterrupt
         return self.views(x, rng)
-
-
-def same(first: nn.Module, second: nn.Module) -> bool:
-    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def log(folder: Path) -> list[tuple[int, float]]:
@@ -136,77 +137,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
     assert same(subject.model, model())
 
 
-def state_of(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, ExponentialMovingAverage]:
-    network = nn.Linear(3, 2)
-    for number, parameter in enumerate(network.parameters()):
-        parameter.data.copy_(Rng([seed + number]).normal(torch.zeros(1, *parameter.shape))[0])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
-    ema = ExponentialMovingAverage(network, 0.9)
-    for _ in range(3):
-        network(torch.ones(1, 3)).pow(2).sum().backward()
-        optimizer.step()
-        ema.update(network)
-    return network, optimizer, ema
-
-
-def _fail(*args: object, **kwargs: object) -> None:
-    raise OSError("disk full")
-
-
-def _write_half(tensors: object, path: Path, metadata: object) -> None:
-    Path(path).write_bytes(b"half a checkpoint")
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "failure", "kind"),
-    [
-        (checkpoint, "save_file", _write_half, KeyboardInterrupt),
-        (checkpoint.os, "fsync", _fail, OSError),
-        (checkpoint.os, "replace", _fail, OSError),
-    ],
-)
-def test_a_crash_while_saving_keeps_the_old_checkpoint_and_leaves_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, failure: Callable, kind: type[BaseException]
-) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, *state_of(0), step=7)
-    before = path.read_bytes()
-    monkeypatch.setattr(owner, name, failure)
-    with pytest.raises(kind):
-        save_checkpoint(path, *state_of(50), step=8)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-    assert load_checkpoint(path, *state_of(50)) == 7
-
-
-def test_a_checkpoint_restores_model_average_and_optimizer(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    first, second = state_of(0), state_of(50)
-    save_checkpoint(path, *first, step=11)
-    assert not same(first[0], second[0])
-    assert load_checkpoint(path, *second) == 11
-    assert same(first[0], second[0]) and same(first[2].model, second[2].model) and first[2].updates == second[2].updates
-    moments = [optimizer.state_dict()["state"] for _, optimizer, _ in (first, second)]
-    for index, state in moments[0].items():
-        assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(torch.equal(value, moments[1][index][key]) for key, value in state.items())
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>", "half", "another model"])
-def test_a_bad_checkpoint_is_one_line_that_names_the_file(tmp_path: Path, content: bytes | str) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, *state_of(0), step=1)
-    if content == "another model":
-        network = nn.Linear(4, 4)
-        save_checkpoint(path, network, torch.optim.AdamW(network.parameters()), ExponentialMovingAverage(network, 0.9), step=1)
-    else:
-        path.write_bytes(path.read_bytes()[:-20] if content == "half" else content)
-    with pytest.raises(InputError) as error:
-        load_checkpoint(path, *state_of(0))
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
 def test_the_average_follows_its_formula_and_copies_buffers() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double()
     average = ExponentialMovingAverage(network, 0.5)
@@ -241,67 +171,110 @@ def test_a_deadline_ends_the_run_early(tmp_path: Path) -> None:
     assert not same(subject.model, model())
 
 
-def streams(count: int, seed: int = 0) -> Rng:
-    return Rng.for_draws(seed, range(count), 1)
+class FreesItsGraphs(Loss):
+    """A loss that finds, at each call, that nobody holds the graphs of the calls before: each has a hook that goes with it."""
+
+    def __init__(self) -> None:
+        self.hooks: list[weakref.ref] = []
+
+    def __call__(self, model: nn.Module, batch: CleanBatch, rng: Rng) -> Tensor:
+        gc.collect()
+        assert not [hook for hook in self.hooks if hook() is not None]
+        value = LOSS(model, batch, rng)
+        hook = lambda slope: None
+        self.hooks.append(weakref.ref(hook))
+        value.register_hook(hook)
+        return value
 
 
-def test_views_have_unit_rms_before_the_scale_and_any_brightness_gives_the_same() -> None:
-    views, x = GalaxyViews(scale_jitter=0, faint=0, shift=0), galaxies()
-    seen = views(x, streams(16))
-    torch.testing.assert_close(seen.pow(2).flatten(1).mean(1).sqrt(), torch.ones(16), rtol=1e-5, atol=0)
-    torch.testing.assert_close(views(1e6 * x, streams(16)), seen, rtol=1e-5, atol=0)
-    assert bool((views(torch.zeros(2, 1, 8, 8), streams(2)) == 0).all())
+def test_no_graph_outlives_its_step(tmp_path: Path) -> None:
+    loss = FreesItsGraphs()
+    trainer(tmp_path, loss=loss).run()
+    assert len(loss.hooks) == PLAN.steps
 
 
-def test_scales_have_the_declared_jitter_and_share_of_faint_views() -> None:
-    count = 4000
-    x = galaxies(1).expand(count, -1, -1, -1)
-    logs = GalaxyViews(faint=0, shift=0)(x, streams(count)).pow(2).flatten(1).mean(1).sqrt().log()
-    assert abs(float(logs.mean())) <= 4.5 * 0.4 / count**0.5
-    assert abs(float(logs.var()) - 0.16) <= 4.5 * 0.16 * (2 / count) ** 0.5
-    faint = GalaxyViews(scale_jitter=0, shift=0)(x, streams(count, 1)).pow(2).flatten(1).mean(1).sqrt()
-    share = float((faint < 0.999).float().mean())
-    assert abs(share - 0.15) <= 4.5 * (0.15 * 0.85 / count) ** 0.5
-    assert float(faint.min()) >= 0.05 * (1 - 1e-5)
-    middle = float((faint < 0.05**0.5).float().mean())
-    assert abs(middle - 0.075) <= 4.5 * (0.075 * 0.925 / count) ** 0.5
+def test_a_pair_that_has_no_meaning_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    counts = Observation(torch.ones(4, 1, 8, 8), Identity((1, 8, 8)), Poisson(torch.ones(1), torch.zeros(1)))
+    subject = Trainer(Filter(), Sure(), Measured(MeasuredBatch(counts)), PLAN, tmp_path / "run")
+    with pytest.raises(UnsupportedError, match="Poisson"):
+        subject.run()
+    assert not (tmp_path / "run").exists()
 
 
-def symmetries(x: Tensor) -> list[Tensor]:
-    turned = [torch.rot90(x, k, (-2, -1)) for k in range(4)]
-    return turned + [t.flip(-1) for t in turned]
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"precision": "half"}, "no, bf16, fp16"),
+        ({"multiplier_rate": -1.0}, "multiplier_rate is -1"),
+    ],
+)
+def test_a_plan_that_cannot_be_followed_is_refused(changes: dict, reason: str) -> None:
+    with pytest.raises(DiffinvError, match=reason):
+        replace(PLAN, **changes)
 
 
-def test_views_are_the_eight_symmetries_of_the_square_equally_often() -> None:
-    count = 4000
-    x = galaxies(1)
-    seen = GalaxyViews(scale_jitter=0, faint=0, shift=0)(x.expand(count, -1, -1, -1), streams(count))
-    rms = x.pow(2).mean().sqrt()
-    matches = torch.stack([(seen - s / rms).abs().flatten(1).amax(1) < 1e-5 for s in symmetries(x)])
-    assert bool((matches.sum(0) == 1).all())
-    shares = matches.float().mean(1)
-    assert float((shares - 1 / 8).abs().max()) <= 4.5 * (1 / 8 * 7 / 8 / count) ** 0.5
+def test_bf16_changes_the_steps_a_little_keeps_the_weights_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    exact = trainer(tmp_path / "exact").run()
+    reset_accelerate()
+    rounded = trainer(tmp_path / "bf16", plan=replace(PLAN, precision="bf16"))
+    average = rounded.run()
+    assert not same(average, exact)
+    for ours, theirs in zip(average.parameters(), exact.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=PLAN.steps * PLAN.learning_rate)
+    x = galaxies(2)
+    copy = model()
+    copy.load_state_dict(rounded.model.state_dict())
+    assert torch.equal(rounded.model(x, torch.ones(2)), copy(x, torch.ones(2)))
 
 
-def test_shifts_are_whole_pixels_with_zero_fill_for_half_of_the_views() -> None:
-    count, reach = 2000, 2
-    x = torch.zeros(1, 1, 9, 9)
-    x[..., 4, 4], x[..., 0, 0] = 1.0, 1e-3
-    seen = GalaxyViews(scale_jitter=0, faint=0, shift=reach)(x.expand(count, -1, -1, -1), streams(count))
-    peak = seen.flatten(1).argmax(1)
-    offsets = torch.stack([peak // 9 - 4, peak % 9 - 4], 1)
-    assert int(offsets.abs().max()) == reach
-    still = float((offsets == 0).all(1).float().mean())
-    expected = 0.5 + 0.5 / (2 * reach + 1) ** 2
-    assert abs(still - expected) <= 4.5 * (expected * (1 - expected) / count) ** 0.5
-    assert len(offsets.unique(dim=0)) == (2 * reach + 1) ** 2
-    lost = (seen > 0).flatten(1).sum(1) == 1  # the faint corner pixel left the field and nothing came in
-    assert bool(lost.any()) and int((seen > 0).flatten(1).sum(1).max()) == 2
+def test_fp16_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(DiffinvError, match="fp16 wants a GPU"):
+        trainer(tmp_path, plan=replace(PLAN, precision="fp16")).run()
 
 
-def test_a_view_is_a_function_of_its_stream_alone() -> None:
-    x = galaxies()
-    whole = GalaxyViews()(x, streams(16))
-    assert torch.equal(whole, GalaxyViews()(x, streams(16)))
-    assert torch.equal(whole[5:6], GalaxyViews()(x[5:6], streams(16).select(slice(5, 6))))
-    assert not torch.equal(whole, GalaxyViews()(x, streams(16, 1)))
+class Notes(GeneralTracker):
+    """A tracker that remembers."""
+
+    name, requires_logging_directory = "notes", False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, float]] = []
+
+    @property
+    def tracker(self) -> list:
+        return self.seen
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.seed = values["seed"]
+
+    def log(self, values: dict, step: int | None = None, **kwargs: object) -> None:
+        self.seen.append((step, round(values["loss"], 4)))
+
+
+def test_a_tracker_sees_what_the_log_says(tmp_path: Path) -> None:
+    notes = Notes()
+    trainer(tmp_path, plan=replace(PLAN, trackers=(notes,))).run()
+    assert notes.seen == [(step, round(loss, 4)) for step, loss in log(tmp_path)]
+    assert notes.seed == PLAN.seed
+
+
+def test_a_tracker_nobody_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiffinvError, match="Unsupported logging capability"):
+        trainer(tmp_path, plan=replace(PLAN, trackers=("abacus",))).run()
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once_whatever_the_kill_left(tmp_path: Path) -> None:
+    uneven = replace(PLAN, save_every=3, log_every=2)
+    trainer(tmp_path / "whole", plan=uneven).run()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "killed", Stops(4), plan=uneven).run()
+    with open(tmp_path / "killed" / "log.jsonl", "a") as handle:
+        handle.write('{"step": 5, "lo')
+    trainer(tmp_path / "killed", plan=uneven).run(resume=True)
+    assert log(tmp_path / "killed") == log(tmp_path / "whole")
