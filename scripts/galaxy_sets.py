@@ -31,8 +31,7 @@ from diffinv.likelihood import Observation
 from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.base import LinearOperator
 from diffinv.operators.border import ZeroBorder
-from diffinv.operators.convolution import Convolution
-from diffinv.operators.sampling import SumPool
+from diffinv.operators.pooled import PooledConvolution
 from diffinv.uncertainty.metrics import adaptive_moments
 
 SIZE, FACTOR, PIXEL = 64, 2, 0.1
@@ -91,7 +90,7 @@ class GalaxySet:
 
 
 def _operator(kernel: Tensor) -> LinearOperator:
-    return SumPool((1, SIZE, SIZE), FACTOR) @ Convolution(kernel, 1, (SIZE, SIZE), ZeroBorder())
+    return PooledConvolution(kernel, 1, (SIZE, SIZE), ZeroBorder(), FACTOR)
 
 
 def data_folder(given: Path | None) -> Path:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from diffinv.core.batched import Batched
-from diffinv.core.checks import UnsupportedError
+from diffinv.core.checks import UnsupportedError, check_shape
 from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
@@ -42,6 +43,14 @@ class MeasuredBatch(Batched):
     x: Tensor | None = None
     second: Observation | None = None
 
+    def __post_init__(self) -> None:
+        for data in (self.observation, self.second):
+            if data is not None and not isinstance(data, Observation):
+                raise UnsupportedError(
+                    f"MeasuredBatch: data must be one Observation a row, got {type(data).__name__}; give a second exposure as "
+                    "`second`, or stack the exposures in one operator."
+                )
+
     @cached_property
     def data(self) -> Observation:
         """The observation with 0 in place of masked data; one object, so that the terms of a sum can share a pass (`Total`)."""
@@ -66,6 +75,11 @@ class Loss(abc.ABC):
     def multipliers(self) -> tuple[nn.Parameter, ...]:
         """What the loss is to be maximised over (UNSURE), in an optimiser group of the trainer's own."""
         return ()
+
+    @property
+    def differences(self) -> bool:
+        """Whether it takes finite differences of the network, which reduced precision drowns."""
+        return False
 
     def check(self, batch: Batched) -> None:
         """Raise UnsupportedError, with the reason and a remedy, where the batch lacks what the loss needs."""
@@ -99,6 +113,10 @@ class Total(Loss):
     def multipliers(self) -> tuple[nn.Parameter, ...]:
         return tuple(p for _, loss in self.terms for p in loss.multipliers)
 
+    @property
+    def differences(self) -> bool:
+        return any(loss.differences for _, loss in self.terms)
+
     def check(self, batch: Batched) -> None:
         for _, loss in self.terms:
             loss.check(batch)
@@ -119,12 +137,14 @@ class _Once(Reconstructor):
         super().__init__()
         self.model, self.known = model, []
 
-    def forward(self, observation: Observation) -> Tensor:
-        for seen, image in self.known:
-            if seen is observation:
+    def forward(self, observation: Observation, *more: Tensor) -> Tensor:
+        if more:  # a denoiser's (x, σ)
+            return self.model(observation, *more)
+        for seen, taped, image in self.known:
+            if seen is observation and taped == torch.is_grad_enabled():
                 return image
-        self.known.append((observation, self.model(observation)))
-        return self.known[-1][1]
+        self.known.append((observation, torch.is_grad_enabled(), self.model(observation)))
+        return self.known[-1][2]
 
     def score(self, observation: Observation) -> Tensor:
         return self.model.score(observation)
@@ -149,4 +169,5 @@ def truth(batch: MeasuredBatch, owner: str) -> Tensor:
     """The batch's true images. Raises UnsupportedError where there are none."""
     if batch.x is None:
         raise UnsupportedError(f"{owner}: the batch has no true images x; use a self-supervised loss, or simulate.")
+    check_shape(f"{owner}: x", batch.x, batch.observation.image_shape)
     return batch.x

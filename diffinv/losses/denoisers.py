@@ -46,7 +46,7 @@ class Neighbor2Neighbor(Loss):
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         self.check(batch)
-        data = batch.observation
+        data = batch.data
         first, second = self._neighbours(data.y, rng)
         with torch.no_grad():
             whole = model(data)
@@ -79,7 +79,8 @@ class Noise2Score(Loss):
     Its minimiser is the score of y + a u, averaged over a: biased by the amplitude. `ScoreReconstructor` turns s into an
     image by the noise's Tweedie formula, so that one s serves noise levels that are learnt later.
 
-    Arguments: amplitude: standard deviation of a, in the data's unit; well below the noise.
+    Arguments: amplitude: standard deviation of a, in the data's unit: well below the noise where that is continuous, but about
+    a count (0.5 to 1 over the gain) for counts, whose density is a comb with a score of no use below that.
     References: Kim & Ye, *Noise2Score: Tweedie's Approach to Self-Supervised Image Denoising without Clean Images*, 2021,
     arXiv:2106.07009; Lim et al., *AR-DAE*, 2020, arXiv:2006.05164.
     """
@@ -90,7 +91,7 @@ class Noise2Score(Loss):
         check_denoising("Noise2Score", batch.observation)
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
-        data = batch.observation
+        data = batch.data
         u = rng.normal(data.y)
         a = expand(self.amplitude * rng.normal(data.y.new_zeros(data.y.shape[0], 1))[:, 0].abs(), u)
         return (u + a * model.score(replace(data, y=data.y + a * u))).square().flatten(1).mean(1)

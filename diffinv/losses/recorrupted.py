@@ -10,6 +10,7 @@ from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.losses.base import Loss, MeasuredBatch, data_risk, mean_good, truth
+from diffinv.reconstructors.observed import whole
 
 
 @register("loss", "recorrupted")
@@ -30,7 +31,7 @@ class Recorrupted(Loss):
     unbiased = True
 
     def check(self, batch: MeasuredBatch) -> None:
-        self._split(batch, Rng.for_draws(0, range(batch.observation.y.shape[0]), 1))
+        self._split(batch, Rng.for_draws(0, range(batch.data.y.shape[0]), 1))
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         first, target = self._split(batch, rng)
@@ -42,4 +43,4 @@ class Recorrupted(Loss):
     def _split(self, batch: MeasuredBatch, rng: Rng) -> tuple[Observation, Tensor]:
         data = batch.data
         (y, noise), (target, _) = data.noise.split(data.y, rng, share=self.share)
-        return Observation(y, data.operator, noise), target
+        return whole(Observation(y, data.operator, noise)), target

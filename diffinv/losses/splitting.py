@@ -82,8 +82,16 @@ class Splitting(Loss):
     def unbiased(self) -> bool:
         return self.kept is None or self.kept.unbiased
 
+    @property
+    def multipliers(self) -> tuple[nn.Parameter, ...]:
+        return () if self.kept is None else self.kept.multipliers
+
+    @property
+    def differences(self) -> bool:
+        return self.kept is not None and self.kept.differences
+
     def check(self, batch: MeasuredBatch) -> None:
-        data = batch.observation
+        data = batch.data
         left = hidden(data, torch.ones_like(data.y, dtype=torch.bool))
         if self.kept is not None:
             self.kept.check(replace(batch, observation=left))
@@ -113,7 +121,7 @@ class Noise2Void(Loss):
     Biased: the neighbour's value carries signal and noise of its own. The noise must be independent between pixels.
 
     Arguments: share: of the pixels in J. radius: of the neighbourhood, in pixels.
-    Raises: UnsupportedError for an operator other than the identity, or correlated noise.
+    Raises: UnsupportedError for an operator other than the identity, correlated noise, or masked data.
     References: Krull, Buchholz & Jug, *Noise2Void*, 2019, arXiv:1811.10980.
     """
 
@@ -122,7 +130,11 @@ class Noise2Void(Loss):
 
     def check(self, batch: MeasuredBatch) -> None:
         check_denoising("Noise2Void", batch.observation)
-        hidden(batch.observation, torch.ones_like(batch.observation.y, dtype=torch.bool))
+        hidden(batch.data, torch.ones_like(batch.data.y, dtype=torch.bool))
+        if not bool(batch.good.all()) or batch.data.y.shape[-2:].numel() < 2:
+            raise UnsupportedError(
+                "Noise2Void: a masked pixel would stand in for its neighbours; use Splitting, which leaves masked data out."
+            )
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, y = batch.data, batch.data.y
@@ -138,7 +150,9 @@ class Noise2Void(Loss):
         step = step + (step >= side**2 // 2)
         row = torch.arange(height, device=y.device)[:, None] + step // side - self.radius
         column = torch.arange(width, device=y.device) + step % side - self.radius
-        index = _mirrored(row, height) * width + _mirrored(column, width)
+        row, column = _mirrored(row, height), _mirrored(column, width)
+        itself = (row == torch.arange(height, device=y.device)[:, None]) & (column == torch.arange(width, device=y.device))
+        index = (row * width + column + itself * torch.where(column + 1 < width, 1, -1)) % (height * width)
         return y.flatten(2).gather(2, index.flatten(2)).reshape(y.shape)
 
 

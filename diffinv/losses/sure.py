@@ -55,8 +55,9 @@ def _(noise: CorrelatedGaussian, like: Tensor, rng: Rng) -> Tensor:
 class Sure(Loss):
     """`‖A f − y‖² − tr Σ + 2 tr(Σ ∂(A f)/∂y)` a datum: Gaussian noise, white, per pixel or correlated, of known covariance.
 
-    Oracle: `‖A (f − x)‖²` a datum. The trace is estimated from one random direction. With a weight w a datum, both are of
-    `√w A (f − x)`: w = 1/density of a random sampling is ENSURE, the risk of the full sampling.
+    Oracle: `‖A (f − x)‖²` a datum. The trace is estimated from one random direction. With a weight w, both are
+    `Σ_good w (…)²` over all d data of a row: w = 1/(probability that a datum is good) is ENSURE, whose mean over random
+    samplings is the risk of the full one if the error of f does not depend on the sampling, and less if f fits what it sees.
 
     Arguments: slope: how derivatives are taken. weight: (1|B, *data), dimensionless, or None for 1.
     Raises: UnsupportedError for noise that is not Gaussian.
@@ -65,28 +66,34 @@ class Sure(Loss):
     arXiv:2010.10631.
     """
 
-    slope: Slope = FiniteDifference(1e-3)
+    slope: Slope = FiniteDifference(0.05)
     weight: Tensor | None = None
     unbiased = True
 
+    @property
+    def differences(self) -> bool:
+        return isinstance(self.slope, FiniteDifference)
+
     def check(self, batch: MeasuredBatch) -> None:
-        data = batch.observation
+        data = batch.data
         probe(data.noise, data.y, Rng.for_draws(0, range(data.y.shape[0]), 1))
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, good = batch.data, batch.good
         omega = probe(data.noise, data.y, rng).where(good, 0.0)
-        u, along = self.slope(model, data, omega)
-        variance = data.noise.variance(torch.zeros_like(u)).where(good, 0.0)
-        return mean_good(self._weighted((u - data.y) ** 2 - variance + 2 * omega * along), good)
+        variance = data.noise.variance(torch.zeros_like(data.y)).where(good, 0.0)
+        u, along = self.slope(model, data, omega, mean_good(variance, good).sqrt())
+        return self._mean((u - data.y) ** 2 - variance + 2 * omega * along, good)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, good = batch.data, batch.good
         error = data.operator(model(data)) - data.operator(truth(batch, "Sure"))
-        return mean_good(self._weighted(error**2), good)
+        return self._mean(error**2, good)
 
-    def _weighted(self, values: Tensor) -> Tensor:
-        return values if self.weight is None else self.weight.to(values) * values
+    def _mean(self, values: Tensor, good: Tensor) -> Tensor:
+        if self.weight is None:
+            return mean_good(values, good)
+        return (self.weight.to(values).expand(good.shape).where(good, 0.0) * values.where(good, 0.0)).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -113,13 +120,14 @@ def shift(noise: Noise, y: Tensor, rng: Rng) -> Shift:
 
 @shift.register
 def _(noise: Poisson, y: Tensor, rng: Rng) -> Shift:
-    gain, background = noise.at(noise.gain, y), over(noise.background, y)
-    return Shift(y - 1 / gain, y + background, torch.zeros_like(y), background)
+    gain, background = noise.at(noise.gain, y), noise.at(noise.background, y)
+    seen = y + background > 0.5 / gain  # at no counts the weight is 0, and one less would be no data
+    return Shift(torch.where(seen, y - 1 / gain, y), y + background, torch.zeros_like(y), background)
 
 
 @shift.register
 def _(noise: PoissonGaussian, y: Tensor, rng: Rng) -> Shift:
-    gain, sky = noise.at(noise.gain, y), over(noise.sky, y)
+    gain, sky = noise.at(noise.gain, y), noise.at(noise.sky, y)
     return Shift(y - 1 / gain, y + sky, (noise.at(noise.read_noise, y) / gain) ** 2 * torch.ones_like(y), sky)
 
 
@@ -139,13 +147,13 @@ def variance_estimate(noise: Noise, y: Tensor) -> Tensor:
 
 @variance_estimate.register
 def _(noise: Poisson, y: Tensor) -> Tensor:
-    return (y + over(noise.background, y)) / noise.at(noise.gain, y)
+    return (y + noise.at(noise.background, y)) / noise.at(noise.gain, y)
 
 
 @variance_estimate.register
 def _(noise: PoissonGaussian, y: Tensor) -> Tensor:
     gain = noise.at(noise.gain, y)
-    return (y + over(noise.sky, y)) / gain + (noise.at(noise.read_noise, y) / gain) ** 2
+    return (y + noise.at(noise.sky, y)) / gain + (noise.at(noise.read_noise, y) / gain) ** 2
 
 
 @variance_estimate.register
@@ -174,14 +182,16 @@ class ShiftedSure(Loss):
     unbiased = True
 
     def check(self, batch: MeasuredBatch) -> None:
-        data = batch.observation
+        data = batch.data
         shift(data.noise, data.y, Rng.for_draws(0, range(data.y.shape[0]), 1))
+        if not 1 <= self.pixels <= data.y[0].numel():
+            raise UnsupportedError(
+                f"ShiftedSure: pixels must lie between 1 and the {data.y[0].numel()} data of a row, got {self.pixels}."
+            )
 
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, good = batch.data, batch.good
         u, count = data.operator(model(data)), data.y[0].numel()
-        if not 1 <= self.pixels <= count:
-            raise UnsupportedError(f"ShiftedSure: pixels must lie between 1 and the {count} data of a row, got {self.pixels}.")
         move = shift(data.noise, data.y, rng)
         chosen = rng.uniform(data.y).flatten(1).argsort(1)[:, : self.pixels]
         moved, slope = self._at(model, data, move, chosen)
@@ -202,7 +212,7 @@ class ShiftedSure(Loss):
         shifted = replace(shifted, y=rows.scatter(1, index, values).reshape(-1, *data.y.shape[1:]))
         unit = torch.zeros_like(rows).scatter(1, index, 1.0).reshape(shifted.y.shape)
         if bool(move.slope.any()):
-            u, along = ForwardMode()(model, shifted, unit)
+            u, along = ForwardMode()(model, shifted, unit, unit)
         else:
             u = data_mean = shifted.operator(model(shifted))
             along = torch.zeros_like(data_mean)
@@ -225,7 +235,11 @@ class FirstOrderSure(Loss):
     References: as `ShiftedSure`; Luisier, Blu & Unser, *Image Denoising in Mixed Poisson–Gaussian Noise*, 2011, IEEE TIP 20, 696.
     """
 
-    slope: Slope = FiniteDifference(1e-3)
+    slope: Slope = FiniteDifference(0.05)
+
+    @property
+    def differences(self) -> bool:
+        return isinstance(self.slope, FiniteDifference)
 
     def check(self, batch: MeasuredBatch) -> None:
         variance_estimate(batch.observation.noise, batch.observation.y)
@@ -234,7 +248,7 @@ class FirstOrderSure(Loss):
         data, good = batch.data, batch.good
         variance = variance_estimate(data.noise, data.y)
         b = rng.rademacher(data.y).where(good, 0.0)
-        u, along = self.slope(model, data, b)
+        u, along = self.slope(model, data, b, mean_good(variance, good).clamp_min(0).sqrt())
         return mean_good((u - data.y) ** 2 - variance + 2 * variance * b * along, good)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:

@@ -94,8 +94,8 @@ class SignalDependent(Covariance):
 class Unsure(Loss):
     """`‖A f − y‖² + 2 tr(Σ(η) ∂(A f)/∂y)` a datum, minimised over f and maximised over η.
 
-    Oracle, at the η of the true covariance: `‖A (f − x)‖²` a datum, up to a constant. With η free its minimiser differs from
-    SURE's by the factor that makes the mean divergence vanish.
+    At the η of the true covariance its gradient is that of the oracle `‖A (f − x)‖²` a datum. With η free it is biased: its
+    minimiser differs from SURE's by the factor that makes the mean divergence vanish.
 
     Arguments: eta: the multipliers, `covariance.start(variance)`. covariance: the family. slope: how derivatives are taken.
     References: Tachella, Davies & Jacques, *UNSURE: self-supervised learning with Unknown Noise level and Stein's Unbiased
@@ -104,8 +104,11 @@ class Unsure(Loss):
 
     eta: nn.Parameter
     covariance: Covariance
-    slope: Slope = FiniteDifference(1e-3)
-    unbiased = True
+    slope: Slope = FiniteDifference(0.05)
+
+    @property
+    def differences(self) -> bool:
+        return isinstance(self.slope, FiniteDifference)
 
     @property
     def multipliers(self) -> tuple[nn.Parameter, ...]:
@@ -114,8 +117,14 @@ class Unsure(Loss):
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, good = batch.data, batch.good
         b = rng.rademacher(data.y).where(good, 0.0)
-        u, along = self.slope(model, data, b)
+        u, along = self.slope(model, data, b, _spread(data.y))
         return mean_good((u - data.y) ** 2 + 2 * self.covariance(self.eta, b, data.y) * along, good)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         return Sure().oracle(model, batch, rng)
+
+
+def _spread(y: Tensor) -> Tensor:
+    """Robust spread of a row's data, which sources on an empty sky do not move: 1.48 times the median of |y − median|, (B,)."""
+    flat = y.detach().flatten(1)
+    return 1.4826 * (flat - flat.median(1, keepdim=True).values).abs().median(1).values

@@ -26,11 +26,16 @@ def wavelet_mad(y: Tensor) -> Tensor:
     height, width = (n - n % 2 for n in y.shape[-2:])
     y = y[..., :height, :width]
     detail = (y[..., ::2, ::2] - y[..., ::2, 1::2] - y[..., 1::2, ::2] + y[..., 1::2, 1::2]) / 2
-    return detail.flatten(2).abs().nanmedian(2).values / _NORMAL_MAD
+    return _median(detail.flatten(2).abs()) / _NORMAL_MAD
 
 
 def exposure_difference(first: Tensor, second: Tensor) -> Tensor:
     """σ̂ of one exposure, from the median |y₁ − y₂| / (0.6745 √2) of two of the same scene and noise: (B, …) → (B,)."""
     if first.shape != second.shape:
         raise ShapeError(f"exposure_difference: exposures of {tuple(first.shape)} and {tuple(second.shape)}; align them first.")
-    return (first - second).flatten(1).abs().nanmedian(1).values / (_NORMAL_MAD * torch.tensor(2.0).sqrt().to(first))
+    return _median((first - second).flatten(1).abs()) / (_NORMAL_MAD * torch.tensor(2.0).sqrt().to(first))
+
+
+def _median(values: Tensor) -> Tensor:
+    """Over the last axis, NaN left out; the mean of the two middle values of an even number."""
+    return (values.nanmedian(-1).values - (-values).nanmedian(-1).values) / 2

@@ -12,9 +12,7 @@ whenever the kernel carries gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,78 +23,7 @@ from diffinv.core.registry import register
 from diffinv.core.types import Shape
 from diffinv.operators.base import LinearOperator
 from diffinv.operators.border import Border
-
-
-def fast_length(minimum: int) -> int:
-    """The smallest even 2ᵃ 3ᵇ 5ᶜ 7ᵈ that is ≥ `minimum`: a length that FFTs like."""
-    length = minimum + minimum % 2
-    while not _is_smooth(length):
-        length += 2
-    return length
-
-
-def _is_smooth(number: int) -> bool:
-    for prime in (2, 3, 5, 7):
-        while number % prime == 0:
-            number //= prime
-    return number == 1
-
-
-def transfer(kernel: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """rfft2 of a centred kernel (…, kh, kw) moved to the origin of a canvas at least as large: (…, P, Q // 2 + 1), complex."""
-    rows, columns = kernel.shape[-2:]
-    embedded = pad(kernel, (0, canvas[1] - columns, 0, canvas[0] - rows))
-    return torch.fft.rfft2(embedded.roll((-(rows // 2), -(columns // 2)), (-2, -1)))
-
-
-@dataclass(frozen=True)
-class _Canvas:
-    """The geometry of one convolution without wrap-around: the part of the kernel that matters, the margins, the FFT size."""
-
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    border: Border
-
-    @cached_property
-    def reach(self) -> tuple[int, int]:
-        return tuple(self.border.reach(k, n) for k, n in zip(self.kernel, self.size, strict=True))
-
-    @cached_property
-    def margins(self) -> tuple[int, int]:
-        return tuple(self.border.margin(r) for r in self.reach)
-
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        """P ≥ H + 2 margin, and ≥ H + reach, so that what wraps lands outside the image."""
-        sizes = zip(self.size, self.margins, self.reach, strict=True)
-        return tuple(fast_length(n + max(2 * m, r)) for n, m, r in sizes)
-
-    def transfer(self, kernel: Tensor) -> Tensor:
-        for axis, reach in zip((-2, -1), self.reach, strict=True):
-            centre = kernel.shape[axis] // 2
-            stop = min(kernel.shape[axis], centre + reach + 1)
-            kernel = kernel.narrow(axis, centre - reach, stop - centre + reach)
-        return transfer(kernel, self.shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform of the extended image on the canvas."""
-        return torch.fft.rfft2(self.border.extend(x, self.margins), s=self.shape)
-
-    def take(self, spectrum: Tensor) -> Tensor:
-        """The image's own pixels of the inverse transform."""
-        (top, left), (height, width) = self.margins, self.size
-        return torch.fft.irfft2(spectrum, s=self.shape)[..., top : top + height, left : left + width]
-
-    def take_adjoint(self, y: Tensor) -> Tensor:
-        """Transform of the data put back at their place on the canvas."""
-        top, left = self.margins
-        return torch.fft.rfft2(pad(y, (left, 0, top, 0)), s=self.shape)
-
-    def forward_adjoint(self, spectrum: Tensor) -> Tensor:
-        """Folded pixels of the inverse transform."""
-        (top, left), (height, width) = self.margins, self.size
-        extended = torch.fft.irfft2(spectrum, s=self.shape)[..., : height + 2 * top, : width + 2 * left]
-        return self.border.fold(extended, self.margins)
+from diffinv.operators.canvas import Canvas, check_kernel, current, fixed, transfer
 
 
 @register("operator", "convolution")
@@ -114,13 +41,13 @@ class Convolution(LinearOperator):
     channels: int
     size: tuple[int, int]
     border: Border
-    _canvas: _Canvas = field(init=False, repr=False)
+    _canvas: Canvas = field(init=False, repr=False)
     _transfer: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_kernel("Convolution", self.kernel, 4, self.channels)
-        object.__setattr__(self, "_canvas", _Canvas(tuple(self.size), tuple(self.kernel.shape[-2:]), self.border))
-        object.__setattr__(self, "_transfer", _fixed(self.kernel, self._canvas.transfer))
+        check_kernel("Convolution", self.kernel, 4, self.channels)
+        object.__setattr__(self, "_canvas", Canvas(tuple(self.size), tuple(self.kernel.shape[-2:]), self.border))
+        object.__setattr__(self, "_transfer", fixed(self.kernel, self._canvas.transfer))
 
     @property
     def in_shape(self) -> Shape:
@@ -132,7 +59,7 @@ class Convolution(LinearOperator):
 
     @property
     def _spectrum(self) -> Tensor:
-        return _current(self.kernel, self._transfer, self._canvas.transfer)
+        return current(self.kernel, self._transfer, self._canvas.transfer)
 
     def apply(self, x: Tensor) -> Tensor:
         return self._canvas.take(self._spectrum * self._canvas.forward(x))
@@ -159,19 +86,19 @@ class VaryingConvolution(LinearOperator):
     weights: Tensor
     channels: int
     border: Border
-    _canvas: _Canvas = field(init=False, repr=False)
+    _canvas: Canvas = field(init=False, repr=False)
     _transfer: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_kernel("VaryingConvolution", self.kernels, 5, self.channels)
+        check_kernel("VaryingConvolution", self.kernels, 5, self.channels)
         if self.weights.ndim != 4 or self.weights.shape[1] != self.kernels.shape[1]:
             raise ShapeError(
                 f"VaryingConvolution: weights must be (1|B, K={self.kernels.shape[1]}, H, W), one map a kernel; "
                 f"got {tuple(self.weights.shape)}."
             )
         size = tuple(self.weights.shape[-2:])
-        object.__setattr__(self, "_canvas", _Canvas(size, tuple(self.kernels.shape[-2:]), self.border))
-        object.__setattr__(self, "_transfer", _fixed(self.kernels, self._canvas.transfer))
+        object.__setattr__(self, "_canvas", Canvas(size, tuple(self.kernels.shape[-2:]), self.border))
+        object.__setattr__(self, "_transfer", fixed(self.kernels, self._canvas.transfer))
 
     @property
     def in_shape(self) -> Shape:
@@ -183,7 +110,7 @@ class VaryingConvolution(LinearOperator):
 
     @property
     def _spectrum(self) -> Tensor:
-        return _current(self.kernels, self._transfer, self._canvas.transfer)
+        return current(self.kernels, self._transfer, self._canvas.transfer)
 
     def apply(self, x: Tensor) -> Tensor:
         spectra = self._canvas.forward(self.weights[:, :, None] * x[:, None])
@@ -211,13 +138,13 @@ class PeriodicConvolution(LinearOperator):
     _transfer: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_kernel("PeriodicConvolution", self.kernel, 4, self.channels)
+        check_kernel("PeriodicConvolution", self.kernel, 4, self.channels)
         if any(k > n for k, n in zip(self.kernel.shape[-2:], self.size, strict=True)):
             raise ShapeError(
                 f"PeriodicConvolution: the kernel {tuple(self.kernel.shape[-2:])} is larger than the image {tuple(self.size)}; "
                 "cut the kernel to the image."
             )
-        object.__setattr__(self, "_transfer", _fixed(self.kernel, self._move))
+        object.__setattr__(self, "_transfer", fixed(self.kernel, self._move))
 
     @property
     def in_shape(self) -> Shape:
@@ -232,7 +159,7 @@ class PeriodicConvolution(LinearOperator):
 
     @property
     def _spectrum(self) -> Tensor:
-        return _current(self.kernel, self._transfer, self._move)
+        return current(self.kernel, self._transfer, self._move)
 
     @property
     def spectrum(self) -> Tensor:
@@ -258,22 +185,3 @@ class PeriodicConvolution(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return torch.fft.irfft2(self._spectrum.conj() * torch.fft.rfft2(y), s=self.size)
-
-
-def _fixed(kernel: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """The transform that an object keeps: none of a kernel with gradients, whose values an optimiser may change."""
-    return None if kernel.requires_grad else transform(kernel)
-
-
-def _current(kernel: Tensor, kept: Tensor | None, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """The kept transform, or a fresh one where the kernel carries gradients now."""
-    return transform(kernel) if kept is None or kernel.requires_grad else kept
-
-
-def _check_kernel(owner: str, kernel: Tensor, rank: int, channels: int) -> None:
-    if kernel.ndim != rank or kernel.shape[-3] not in (1, channels):
-        middle = "1|C" if rank == 4 else "K, 1|C"
-        raise ShapeError(
-            f"{owner}: the kernel must be (1|B, {middle}, kh, kw) with C = {channels}; got {tuple(kernel.shape)}; "
-            "add the missing axes or set channels."
-        )

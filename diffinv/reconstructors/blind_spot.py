@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffinv.core.checks import ConfigError
+from diffinv.core.checks import ConfigError, UnsupportedError
 from diffinv.core.linalg import expand
 from diffinv.core.types import Image
 from diffinv.likelihood import Observation
+from diffinv.noise.independent import Independent
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.observed import require_identity, whole
 
@@ -64,7 +65,8 @@ class BlindSpot(Reconstructor):
     """`f(y, s I) = N(y/s)` with a blind-spot network N.
 
     Arguments: network: N, such as `BlindSpotNetwork`.
-    Raises: UnsupportedError, when called, for another operator than s I: there a datum sees many pixels, and none is blind.
+    Raises: UnsupportedError, when called, for another operator than s I, where a datum sees many pixels and none is blind, and
+    for correlated noise.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -73,5 +75,10 @@ class BlindSpot(Reconstructor):
 
     def forward(self, observation: Observation) -> Image:
         scale = require_identity("BlindSpot", observation)
+        if not isinstance(observation.noise, Independent):
+            raise UnsupportedError(
+                f"BlindSpot: {type(observation.noise).__name__} is correlated between pixels, so that neighbours tell the noise "
+                "of the blind pixel; use SURE, R2R or a second exposure."
+            )
         y = whole(observation).y
         return self.network(y / expand(scale, y))

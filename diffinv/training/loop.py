@@ -125,6 +125,11 @@ class Trainer:
     def _check(self, device: torch.device) -> None:
         """Whether the loss can do with the data, before anything is written."""
         self.loss.check(self.batch(0, 0, 1, device)[0])
+        if self.plan.precision != "no" and self.loss.differences:
+            raise DiffinvError(
+                f"training: {type(self.loss).__name__} takes finite differences, which {self.plan.precision} drowns in rounding; "
+                "give it slope=ForwardMode(), or precision no."
+            )
         if self.loss.multipliers and self.plan.multiplier_rate is None:
             raise DiffinvError(f"training: {type(self.loss).__name__} has multipliers; give the plan a multiplier_rate.")
         if self.validation is not None:

@@ -30,11 +30,10 @@ INDEPENDENT = tuple(name for name in EVERY if name != "gaussian_correlated")
 
 @dataclass(frozen=True)
 class LossCase:
-    """loss; noises: registered names that it is unbiased for (all others are refused if `refuses`); rows for a z-test."""
+    """loss; noises: registered names that it is unbiased for (all others are refused); rows for a z-test."""
 
     loss: Loss
     noises: tuple[str, ...] = ()
-    refuses: bool = True
     rows: int = 16000
 
 
@@ -45,7 +44,7 @@ CASES: dict[str, Callable[[], LossCase]] = {
     "sure": lambda: LossCase(Sure(), GAUSSIAN),
     "shifted_sure": lambda: LossCase(ShiftedSure(6), (*COUNTING, "gamma"), rows=12000),
     "first_order_sure": lambda: LossCase(FirstOrderSure()),
-    "unsure": lambda: LossCase(Unsure(White().start(0.25), White()), refuses=False),
+    "unsure": lambda: LossCase(Unsure(White().start(0.25), White())),
     "splitting": lambda: LossCase(Splitting(RandomHiding(0.6)), INDEPENDENT),
     "total": lambda: LossCase(Total(((0.5, Sure()), (2.0, Recorrupted(0.5)))), GAUSSIAN),
     "measurement_consistency": lambda: LossCase(MeasurementConsistency()),

@@ -31,6 +31,7 @@ from diffinv.operators.fourier import MaskedFourier, Visibilities
 from diffinv.operators.geometry import Affine, Dilation, Rotation, SeparableResample, Shift, resample
 from diffinv.operators.interpolation import Cubic, Filter, KaiserSinc, Lanczos, Linear
 from diffinv.operators.permutation import BandPermutation, PixelPermutation
+from diffinv.operators.pooled import PooledConvolution
 from diffinv.operators.sampling import Crop, Mask, Mosaic, Pad, SumPool
 from diffinv.operators.spectral import BandMixing
 from diffinv.operators.tomography import Radon
@@ -76,6 +77,7 @@ CASES: dict[str, Callable[[], Operator]] = {
     "block_diagonal": lambda: BlockDiagonal((Diagonal(positive(2, 1, *SIZE)), BandMixing(draw(2, 2, 1), SIZE))),
     "convolution": lambda: _blur(ZeroBorder()),
     "varying_convolution": lambda: VaryingConvolution(positive(2, 3, 1, 3, 4), positive(2, 3, *SIZE, seed=1), 2, ZeroBorder()),
+    "pooled_convolution": lambda: PooledConvolution(positive(2, 1, 4, 3), 2, (4, 6), ZeroBorder(), 2),
     "periodic_convolution": lambda: PeriodicConvolution(positive(2, 2, 4, 3), 2, SIZE),
     "mask": lambda: Mask(draw(2, *SHAPE) > 0),
     "sum_pool": lambda: SumPool((2, 4, 6), 2),

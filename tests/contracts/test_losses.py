@@ -18,6 +18,7 @@ from diffinv.core.linalg import expand
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.losses.base import Loss, MeasuredBatch, mean_good
+from diffinv.losses.derivative import ForwardMode
 from diffinv.losses.recorrupted import Recorrupted
 from diffinv.losses.splitting import RandomHiding, Splitting
 from diffinv.losses.supervised import Noise2Noise
@@ -106,6 +107,16 @@ def test_the_expected_gradient_is_that_of_the_oracle_under_every_noise(name: str
     assert case.loss.unbiased
     z = z_values(case.loss, measured(noise, case.rows))
     assert float(z.abs().max()) <= 5, z
+
+
+@pytest.mark.parametrize(("name", "noise"), [("sure", "gaussian"), ("shifted_sure", "poisson"), ("shifted_sure", "gamma")])
+def test_risk_estimates_have_the_value_of_the_risk_too(name: str, noise: str) -> None:
+    """Self-supervised validation reads the value, constants included."""
+    case, batch = CASES[name](), measured(noise, 16000)
+    rng = lambda: Rng.for_draws(13, range(16000), 1)
+    with torch.no_grad():
+        difference = case.loss(Toy(16000), batch, rng()) - case.loss.oracle(Toy(16000), batch, rng())
+    assert abs(float(difference.mean() / difference.std())) * 16000**0.5 <= 5
 
 
 OPERATED = {n: c for n, c in UNBIASED.items() if "gaussian" in c().noises and "weighted" not in n}
@@ -213,7 +224,7 @@ class StdForVariance(Sure):
     def __call__(self, model, batch, rng):
         data, good = whole(batch.observation), good_data(batch.observation)
         omega = probe(data.noise, data.y, rng).where(good, 0.0)
-        u, along = self.slope(model, data, omega.abs().sqrt() * omega.sign())
+        u, along = ForwardMode()(model, data, omega.abs().sqrt() * omega.sign(), omega)
         return mean_good((u - data.y) ** 2 + 2 * omega.abs().sqrt() * omega.sign() * along, good)
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from diffinv.core.checks import DiffinvError, ShapeError, UnsupportedError
 from diffinv.operators.adapters import FromScipy
 from diffinv.operators.algebra import BlockDiagonal, Compose, Stack
-from diffinv.operators.border import ReflectingBorder, ZeroBorder
-from diffinv.operators.convolution import Convolution, PeriodicConvolution, VaryingConvolution, fast_length
+from diffinv.operators.border import Border, ReflectingBorder, ZeroBorder
+from diffinv.operators.canvas import fast_length
+from diffinv.operators.convolution import Convolution, PeriodicConvolution, VaryingConvolution
 from diffinv.operators.detector import Arcsinh, Saturation
 from diffinv.operators.fourier import MaskedFourier, Visibilities
 from diffinv.operators.geometry import Affine, Dilation, Rotation, SeparableResample, Shift, resample
 from diffinv.operators.interpolation import Cubic, KaiserSinc, Lanczos, Linear
+from diffinv.operators.pooled import PooledConvolution
 from diffinv.operators.sampling import Crop, Mask, Mosaic, Pad, SumPool
 from diffinv.operators.tomography import Radon
 from tests.cases.operators import FILTERS, draw, positive
@@ -143,6 +145,24 @@ def test_mask_hides_even_what_is_not_finite():
     assert Mask(mask)(x).tolist() == [[[[2.0, 0.0]]]]
     with pytest.raises(ShapeError, match="Diagonal"):
         Mask(mask.float())
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("border", [ZeroBorder(), ReflectingBorder()])
+@pytest.mark.parametrize("cells", [(12, 5), (3, 8), (1, 2)])
+def test_pooled_convolution_is_a_convolution_summed_over_blocks(factor: int, border: Border, cells: tuple[int, int]):
+    size = (cells[0] * factor, cells[1] * factor)
+    kernel, x = positive(2, 3, 7, 6), draw(2, 3, *size)
+    pooled = PooledConvolution(kernel, 3, size, border, factor)
+    apart = SumPool((3, *size), factor) @ Convolution(kernel, 3, size, border)
+    y = draw(2, *pooled.out_shape, seed=1)
+    torch.testing.assert_close(pooled(x), apart(x), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(pooled.adjoint(y), apart.adjoint(y), rtol=1e-11, atol=1e-11)
+
+
+def test_pooled_convolution_wants_whole_blocks():
+    with pytest.raises(ShapeError, match="multiple of factor 2"):
+        PooledConvolution(positive(1, 1, 3, 3), 1, (6, 5), ZeroBorder(), 2)
 
 
 def test_sum_pool_adds_blocks_and_keeps_flux():
