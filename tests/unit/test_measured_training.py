@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffinv.core.checks import DiffinvError
 from diffinv.core.rng import Rng
 from diffinv.losses.base import Loss, MeasuredBatch
+from diffinv.losses.derivative import ForwardMode
 from diffinv.losses.supervised import Supervised
 from diffinv.losses.sure import Sure
 from diffinv.training.loop import Trainer
@@ -187,6 +188,13 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
     for subject in subjects:
         subject.run()
     assert same(subjects[0].model, subjects[1].model)
+
+
+def test_finite_differences_under_reduced_precision_are_refused_and_forward_mode_is_not(tmp_path: Path) -> None:
+    plan = replace(PLAN, precision="bf16", steps=1)
+    with pytest.raises(DiffinvError, match=r"finite differences.*ForwardMode"):
+        trainer(tmp_path / "differences", Sure(), plan).run()
+    trainer(tmp_path / "exact", Sure(ForwardMode()), plan).run()
 
 
 def test_one_held_out_row_is_refused(tmp_path: Path) -> None:
