@@ -104,6 +104,7 @@ HIDING = RandomHiding(KEPT)
 SPLITTING = Recipe(fixed(Splitting(HIDING)), use=lambda m: SplittingAverage(m, hide=HIDING, draws=DRAWS, seed=1))
 CONSISTENCY = {"measurement consistency": Recipe(fixed(MeasurementConsistency()))}
 UNSURE = Recipe(lambda y: Unsure(White().start(level(y)), White()), rate=0.015)
+UNSURE_COUNTS = Recipe(lambda y: Unsure(SignalDependent().start(level(y)), SignalDependent()), rate=0.015)
 BLIND = Recipe(fixed(MeasurementConsistency()), model=lambda: BlindSpot(BlindSpotNetwork(1, width=16, depth=6)))
 VOID = Recipe(fixed(Noise2Void(0.1, 2)))
 
@@ -158,9 +159,7 @@ PROBLEMS: dict[str, Problem] = {
         | {
             "GR2R": R2R,
             "SURE, first order": Recipe(fixed(FirstOrderSure())),
-            "UNSURE, gain and σ unknown": Recipe(
-                lambda y: Unsure(SignalDependent().start(level(y)), SignalDependent()), rate=0.015
-            ),
+            "UNSURE, gain and σ unknown": UNSURE_COUNTS,
             "splitting": SPLITTING,
             "blind-spot network": BLIND,
         }
@@ -172,9 +171,7 @@ PROBLEMS: dict[str, Problem] = {
         TWINS
         | {
             "SURE, first order": Recipe(fixed(FirstOrderSure())),
-            "UNSURE, gain and σ unknown": Recipe(
-                lambda y: Unsure(SignalDependent().start(level(y)), SignalDependent()), rate=0.015
-            ),
+            "UNSURE, gain and σ unknown": UNSURE_COUNTS,
             "splitting": SPLITTING,
             "blind-spot network": BLIND,
         }

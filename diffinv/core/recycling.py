@@ -59,8 +59,9 @@ class RecycledResiduals:
             size = max(self.directions, _BLOCK)
             self._kept, self._triangle = b.new_empty(2, len(b), size, b.shape[1]), b.new_zeros(len(b), size, size)
         elif self._count + self.directions > self._kept.shape[2]:
-            self._kept = torch.cat([self._kept, torch.empty_like(self._kept[:, :, :_BLOCK])], 2)
-            self._triangle = pad(self._triangle, (0, _BLOCK, 0, _BLOCK))
+            more = max(self.directions, _BLOCK)
+            self._kept = torch.cat([self._kept, torch.empty_like(self._kept[:, :, :more])], 2)
+            self._triangle = pad(self._triangle, (0, more, 0, more))
 
     def _add(self, p: Tensor, like: Tensor) -> Tensor:
         """Keep p and the part of A p that is orthogonal to those before, normalised: (B, n); zero where nothing new is left."""

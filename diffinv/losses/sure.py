@@ -214,8 +214,8 @@ class ShiftedSure(Loss):
         if bool(move.slope.any()):
             u, along = ForwardMode()(model, shifted, unit, unit)
         else:
-            u = data_mean = shifted.operator(model(shifted))
-            along = torch.zeros_like(data_mean)
+            u = shifted.operator(model(shifted))
+            along = torch.zeros_like(u)
         take = lambda v: torch.gather(v.flatten(1), 1, index).reshape(chosen.shape)
         return take(u), take(along)
 

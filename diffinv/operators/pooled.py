@@ -74,7 +74,7 @@ class PooledConvolution(LinearOperator):
         rows, columns = self._canvas.shape
         kept_rows = rows // self.factor
         aliases = (self._spectrum * self._canvas.forward(x)).split(kept_rows, -2)
-        kept = torch.fft.irfft2(_total(aliases), s=(kept_rows, columns))
+        kept = torch.fft.irfft2(sum(aliases[1:], aliases[0]), s=(kept_rows, columns))
         return kept[..., : self.out_shape[1], : self.size[1] : self.factor] / self.factor
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -82,10 +82,3 @@ class PooledConvolution(LinearOperator):
         apart = pad(y[..., None], (0, self.factor - 1)).flatten(-2)
         period = torch.fft.rfft2(apart, s=(rows // self.factor, columns))
         return self._canvas.forward_adjoint(self._spectrum.conj() * torch.cat([period] * self.factor, -2))
-
-
-def _total(parts: tuple[Tensor, ...]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -77,6 +77,18 @@ def test_many_systems_in_turn_become_exact_when_the_space_is_spanned() -> None:
     assert bool((torch.stack(errors[N - 1 :]) < 1e-9).all())
 
 
+@pytest.mark.parametrize("directions", [23, 24, 25, 40])
+def test_there_is_room_for_any_number_of_directions(directions: int) -> None:
+    size, rows = 200, 2
+    spread = Rng.for_draws(1, range(rows), 1).normal(torch.empty(rows, size, size, dtype=F64))
+    operator = Counted(torch.eye(size, dtype=F64) + 0.05 * spread)
+    solve = RecycledResiduals(operator, directions=directions, tol=0.0)
+    for seed in range(4):
+        b = Rng.for_draws(seed, range(rows), 1).normal(torch.empty(rows, size, dtype=F64))
+        assert float(residual(operator.matrix, solve(b), b).max()) < 1
+    assert operator.products == 4 * directions - 6
+
+
 def test_each_call_adds_one_direction_fewer_but_one() -> None:
     operator, spent = Counted(matrices()), []
     solve = RecycledResiduals(operator, directions=3, tol=0.0)
