@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from diffinv import __version__
 
 if TYPE_CHECKING:
-    from diffinv.config import Loaded, Override, SampleConfig
+    from diffinv.config import Loaded, Override
     from diffinv.data.layouts import InputOptions
     from diffinv.engine.draws import Method
     from diffinv.engine.mocks import Mocks
     from diffinv.priors.store import Prior
+    from diffinv.sections.sample import SampleConfig
 
 DONE, USAGE, STOPPED, QUARANTINED, DISK, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 74, 130, 143
 
@@ -125,7 +126,8 @@ def _overrides(args: argparse.Namespace) -> list[Override]:
 
 
 def _load_sample_config(args: argparse.Namespace) -> Loaded[SampleConfig]:
-    from diffinv.config import SampleConfig, load
+    from diffinv.config import load
+    from diffinv.sections.sample import SampleConfig
 
     return load(SampleConfig, args.config, _overrides(args))
 
@@ -226,7 +228,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from diffinv.config import SimulateConfig, load
+    from diffinv.config import load
+    from diffinv.sections.sample import SimulateConfig
 
     loaded = load(SimulateConfig, args.config, _overrides(args))
     section = loaded.config.simulate

@@ -1,4 +1,6 @@
-"""Configuration: one YAML file and `--set key=value` overrides, checked by pydantic models. The only file that reads YAML.
+"""Configuration: one YAML file and `--set key=value` overrides, checked by pydantic models. The only file that imports them.
+
+What sections are written with is here too: `Section`, `Field` and the types of values; the sections are in `diffinv.sections`.
 
 A file is composed into YAML's node tree, which knows line numbers, and only then turned into plain values: tags, duplicate
 keys and alias bombs are found before anything is built. Invariant: every error of a file and of the overrides is reported
@@ -8,13 +10,14 @@ at once, each as `file:line key: what is wrong and the nearest valid key`.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
 from diffinv.core.checks import ConfigError
 
@@ -38,104 +41,39 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def positive_or(*words: str, several: bool = False) -> Any:
+    """The type of a value that is a number > 0, one of some words, or, with `several`, a list of such numbers."""
+    allowed = " or ".join(["a number > 0", *(["a list of such numbers"] if several else []), *words])
+
+    def check(value: Any) -> float | str | tuple[float, ...]:
+        if isinstance(value, str) and value in words:
+            return value
+        given = value if several and isinstance(value, list) and value else [value]
+        try:
+            numbers = tuple(float(v) for v in given if not isinstance(v, bool))
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != len(given) or not all(0 < v < math.inf for v in numbers):
+            raise ValueError(allowed)
+        return numbers if isinstance(value, list) else numbers[0]
+
+    return Annotated[float | str | tuple[float, ...], PlainValidator(check)]
+
+
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), BeforeValidator(_split_names)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+PositiveList = Annotated[tuple[Positive, ...], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PriorSection(Section):
-    """Which prior: a shipped name or the path of a .safetensors file."""
-
-    name: str = "galaxies-64"
-
-
-class InputSection(Section):
-    """What an input file does not say itself; no noise, PSF, unit or scale has a default. Paths: from the working directory."""
-
-    psf: Path | None = None
-    psf_oversample: Positive | None = None
-    psf_kind: Literal["effective", "optical"] | None = None
-    psf_norm: Positive | None = None
-    variance: Path | None = None
-    noise_std: Annotated[tuple[Positive, ...], BeforeValidator(_as_list)] | None = None
-    bands: Names | None = None
-    unit: str | None = None
-    pixel_scale: Positive | None = None
-    zeropoint: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    dq_bits: Annotated[int, Field(ge=0)] | None = None
-    mask_planes: Names | None = None
-    hdu: int | str | None = None
-    max_pixels: Count = 2**26
-
-
-class GuidanceSection(Section):
-    """How the likelihood enters; without a name, the choice of `diffinv.reconstruct`."""
-
-    name: str | None = None
-    iterations: Count | None = None
-    tol: Positive | None = None
-
-
-class SamplerSection(Section):
-    """How draws are made; without a name or steps, the choice of `diffinv.reconstruct`."""
-
-    name: str | None = None
-    steps: Count | None = None
-    samples: Annotated[int, Field(ge=2, le=100_000)] = 32
-    seed: Seed = 0
-    max_batch: Count | None = None
-    guidance: GuidanceSection = GuidanceSection()
-
-
-class OutputSection(Section):
-    """What a product holds: `samples` stores the draws; `target_psf` is the answer's resolution (arcsec, Gaussian FWHM; without
-    it the prior's); `margin` is sampled around the field and cut off (output pixels; without it the width of the PSF where
-    the field is larger than the prior's)."""
-
-    samples: bool = True
-    target_psf: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    margin: Annotated[int, Field(ge=0, le=512)] | None = None
-
-
-class SampleConfig(Section):
-    """The configuration of `diffinv sample` and `diffinv inspect`."""
-
-    prior: PriorSection = PriorSection()
-    input: InputSection = InputSection()
-    sampler: SamplerSection = SamplerSection()
-    output: OutputSection = OutputSection()
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the numbers of a product, as plain values: everything but the device and the batch size."""
-        return self.model_dump(mode="json", exclude={"device": True, "sampler": {"max_batch"}})
-
-
-class SimulateSection(Section):
-    """Mock observations: a survey, its bands, how many galaxies. `cosmos` is the folder with the COSMOS tables and stamps;
-    without it galaxies are drawn from analytic distributions alone. `flux_ratios`: flux in each band over the first."""
-
-    survey: Literal["lsst", "lsst_year_1", "hsc_wide", "euclid_vis"]
-    bands: Names
-    count: Count = 1
-    seed: Seed = 0
-    psf_size: Annotated[int, Field(ge=9, le=255)] = 41
-    flux_ratios: tuple[Positive, ...] | None = None
-    cosmos: Path | None = None
-
-
-class SimulateConfig(Section):
-    """The configuration of `diffinv simulate`."""
-
-    simulate: SimulateSection
 
 
 @dataclass(frozen=True)
@@ -290,20 +228,35 @@ def _apply_override(values: dict[str, Any], override: Override, reading: _Readin
 
 def _describe(model: type[Section], error: dict[str, Any], places: dict[str, str]) -> str:
     """One validation error as `place: what is wrong`."""
-    loc = [str(part) for part in error["loc"]]
-    key = ".".join(loc)
+    loc, found = _walk(model, error["loc"])
     place = _nearest_place(loc, places)
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key ({_suggestion(model, loc)})"
+        return f"{place}: unknown key ({_suggestion(model, found, loc)})"
     if error["type"] == "missing":
-        return f"{place}: {key} is missing; it has no default."
+        return f"{place}: {'.'.join(loc)} is missing; it has no default."
     if error["type"] in ("model_type", "model_attributes_type"):
-        return f"{place}: is a section; put its keys ({', '.join(_fields_at(model, loc))}) below it."
+        return f"{place}: is a section; put its keys ({', '.join(_keys(found))}) below it."
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _describe_choice(error, loc, places)
     given = repr(error["input"])
-    reason = error["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable")[0]
+    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    reason = reason.removeprefix("a valid ").partition(", unable")[0]
     if error["type"] == "string_pattern_mismatch":
         reason = "auto, cpu, cuda or cuda:N"
+    if error["type"] == "value_error" and isinstance(error["input"], dict):
+        return f"{place}: {reason}"
     return f"{place}: expected {reason}, got {given if len(given) <= 60 else given[:57] + '...'}"
+
+
+def _describe_choice(error: dict[str, Any], loc: list[str], places: dict[str, str]) -> str:
+    """A word that chooses among sections is missing or unknown."""
+    key = error["ctx"]["discriminator"].strip("'")
+    if error["type"] == "union_tag_not_found":
+        return f"{_nearest_place(loc, places)}: {'.'.join([*loc, key])} is missing; it has no default."
+    tag, known = error["ctx"]["tag"], [word.strip("' ") for word in error["ctx"]["expected_tags"].split(",")]
+    near = difflib.get_close_matches(tag, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+    return f"{_nearest_place([*loc, key], places)}: unknown {key} {tag!r} ({hint})"
 
 
 def _nearest_place(loc: list[str], places: dict[str, str]) -> str:
@@ -314,31 +267,58 @@ def _nearest_place(loc: list[str], places: dict[str, str]) -> str:
     return ".".join(loc)
 
 
-def _fields_at(model: type[Section], loc: Sequence[str]) -> list[str]:
-    """The keys of the section at `loc`."""
-    for name in loc:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    """Every section that a value of this type may be."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
-def _suggestion(model: type[Section], loc: Sequence[str]) -> str:
-    *section, name = loc
-    siblings = _fields_at(model, section)
-    near = difflib.get_close_matches(name, siblings, 1) or difflib.get_close_matches(".".join(loc), all_keys(model), 1)
-    near = near or [key for key in all_keys(model) if key.rpartition(".")[2] == name][:1]
+def _word(section: type[Section]) -> str | None:
+    """What `kind` or `name` says where this section is one of several."""
+    for key in ("kind", "name"):
+        field = section.model_fields.get(key)
+        if field is not None and get_origin(field.annotation) is Literal:
+            return get_args(field.annotation)[0]
+    return None
+
+
+def _walk(model: type[Section], loc: Sequence[str | int]) -> tuple[list[str], list[type[Section]]]:
+    """The keys of an error's location, without pydantic's names for the choices, and the sections that hold the last of them."""
+    keys: list[str] = []
+    here, inner = [model], [model]
+    for part in loc:
+        chosen = [section for section in inner if len(inner) > 1 and _word(section) == part]
+        if chosen:
+            inner = chosen
+        elif isinstance(part, int):
+            keys.append(str(part))
+        elif inner:
+            here = inner
+            keys.append(part)
+            inner = [s for section in here if part in section.model_fields for s in _field_sections(section, part)]
+    return keys, inner or here
+
+
+def _field_sections(section: type[Section], key: str) -> list[type[Section]]:
+    return _sections_in(section.model_fields[key].annotation)
+
+
+def _keys(sections: Sequence[type[Section]]) -> list[str]:
+    return list(dict.fromkeys(key for section in sections for key in section.model_fields))
+
+
+def _suggestion(model: type[Section], found: Sequence[type[Section]], loc: Sequence[str]) -> str:
+    name, siblings, known = loc[-1], _keys(found), all_keys(model)
+    near = difflib.get_close_matches(name, siblings, 1) or difflib.get_close_matches(".".join(loc), known, 1)
+    near = near or [key for key in known if key.rpartition(".")[2] == name][:1]
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings)}"
 
 
 def all_keys(model: type[Section], prefix: str = "") -> list[str]:
     """Every dotted key of a root section that takes a value."""
     keys: list[str] = []
-    for name, info in model.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
-            keys += all_keys(inner, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+    for name in model.model_fields:
+        inner = _field_sections(model, name)
+        keys += [key for section in inner for key in all_keys(section, f"{prefix}{name}.")] or [prefix + name]
+    return list(dict.fromkeys(keys))

@@ -29,6 +29,8 @@ LAYERS = (
     ("training", "report"),
     ("engine",),
     ("config",),
+    ("sections",),
+    ("assembly",),
     ("cli", "__init__"),
     ("__main__",),
 )
@@ -44,6 +46,8 @@ HEAVY = {
     "jax": "unmixing/bayes.py",
     "numpyro": "unmixing/bayes.py",
     "parsl": "engine/sites.py",
+    "h5py": "data/hdf5.py",
+    "zarr": "data/zarrs.py",
 }
 CASES = {"operator": "operators", "noise": "noise", "prior": "priors", "guidance": "guidance", "sampler": "samplers"}
 CASES |= {"loss": "losses", "group": "groups"}

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from diffinv.cli import _options
-from diffinv.config import Override, SampleConfig, SimulateConfig, all_keys, load, parse_set
+from diffinv.config import Override, all_keys, load, parse_set
 from diffinv.core.checks import ConfigError
 from diffinv.data.layouts import InputOptions
 from diffinv.engine.draws import Method
 from diffinv.engine.methods import GUIDANCES, Choice, build_method
 from diffinv.engine.mocks import SURVEYS, Mocks
+from diffinv.sections.sample import SampleConfig, SimulateConfig
 from tests.small import card
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
