@@ -18,6 +18,8 @@ from diffinv.core.checks import ConfigError
 from diffinv.core.rng import Rng
 from diffinv.core.types import Image
 from diffinv.likelihood import Observation
+from diffinv.operators.algebra import compose
+from diffinv.operators.groups import Group
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.observed import whole
 
@@ -73,3 +75,28 @@ class SplittingAverage(_Average):
 
     def _change(self, observation: Observation, rng: Rng) -> Observation:
         return self.hide(observation, rng)
+
+
+class EquivariantAverage(Reconstructor):
+    """Mean of T_g f(y, A T_g) over draws of g: the reconstruction through the virtual operators that `VirtualOperators` trains on.
+
+    Arguments: model: f, a Reconstructor; with `SplittingAverage` inside, what is hidden is averaged over too. group: of
+    permutations, as in training. draws: N. seed.
+    Raises: ConfigError if draws < 1; ShapeError, when called, if the group does not act on images of this shape.
+    References: as `VirtualOperators`.
+    """
+
+    def __init__(self, model: nn.Module, *, group: Group, draws: int, seed: int) -> None:
+        super().__init__()
+        if draws < 1:
+            raise ConfigError(f"EquivariantAverage: draws must be ≥ 1, got {draws}; the error falls as 1/√draws.")
+        self.model, self.group, self.draws, self.seed = model, group, draws, seed
+
+    def forward(self, observation: Observation) -> Image:
+        data = whole(observation)
+        streams = Rng.for_draws(self.seed, [0] * data.y.shape[0], 1)
+        return sum(self._turned(data, streams.spawn(n)) for n in range(self.draws)) / self.draws
+
+    def _turned(self, data: Observation, rng: Rng) -> Image:
+        element = self.group.draw(rng, data.image_shape, data.y)
+        return element(self.model(replace(data, operator=compose(data.operator, element))))

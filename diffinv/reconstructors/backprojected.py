@@ -60,12 +60,24 @@ class LinearInverse(abc.ABC):
 
 @dataclass(frozen=True)
 class BackProjection(LinearInverse):
-    """`x₀ = Aᵀ M y / λ`, λ = λ_max(Aᵀ M A) of each row, M the projection on good data: one step of gradient descent from 0."""
+    """`x₀ = Aᵀ M y / λ`, λ = λ_max(Aᵀ M A) of each row, M the projection on good data: one step of gradient descent from 0.
+
+    Arguments: largest: λ where it is known, 1 for masks and masked Fourier transforms; None finds it by the power method.
+    Raises: ConfigError if it is not positive.
+    """
+
+    largest: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.largest is not None and not self.largest > 0:
+            raise ConfigError(f"BackProjection: largest must be > 0, got {self.largest}; None finds it.")
 
     def __call__(self, observation: Observation) -> Image:
         data = whole(observation)
         operator, good = _linear(self, data), good_data(data)
         x = operator.adjoint(data.y)
+        if self.largest is not None:
+            return x / self.largest
         largest = largest_eigenvalue(lambda v: operator.adjoint(operator(v).where(good, 0.0)), x.detach())
         return expand(1 / largest, x) * x
 

@@ -17,6 +17,7 @@ from diffinv.losses.splitting import Noise2Void, RandomHiding, Splitting
 from diffinv.losses.supervised import Noise2Noise, Supervised
 from diffinv.losses.sure import FirstOrderSure, ShiftedSure, Sure
 from diffinv.losses.unsure import Unsure, White
+from diffinv.losses.virtual import VirtualOperators
 from diffinv.operators.groups import Flips
 from diffinv.schedules import LogNormal
 
@@ -46,6 +47,7 @@ CASES: dict[str, Callable[[], LossCase]] = {
     "first_order_sure": lambda: LossCase(FirstOrderSure()),
     "unsure": lambda: LossCase(Unsure(White().start(0.25), White())),
     "splitting": lambda: LossCase(Splitting(RandomHiding(0.6)), INDEPENDENT),
+    "virtual_operators": lambda: LossCase(VirtualOperators(Splitting(RandomHiding(0.6)), Flips()), INDEPENDENT),
     "total": lambda: LossCase(Total(((0.5, Sure()), (2.0, Recorrupted(0.5)))), GAUSSIAN),
     "measurement_consistency": lambda: LossCase(MeasurementConsistency()),
     "equivariant_imaging": lambda: LossCase(EquivariantImaging(Flips(), noisy=True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,6 +31,7 @@ from diffinv.operators.detector import Arcsinh, Saturation
 from diffinv.operators.fourier import MaskedFourier, Visibilities
 from diffinv.operators.geometry import Affine, Dilation, Rotation, SeparableResample, Shift, resample
 from diffinv.operators.interpolation import Cubic, Filter, KaiserSinc, Lanczos, Linear
+from diffinv.operators.matrix import DenseMatrix
 from diffinv.operators.permutation import BandPermutation, PixelPermutation
 from diffinv.operators.pooled import PooledConvolution
 from diffinv.operators.sampling import Crop, Mask, Mosaic, Pad, SumPool
@@ -95,11 +97,13 @@ CASES: dict[str, Callable[[], Operator]] = {
     "band_permutation": lambda: BandPermutation(torch.tensor([[1, 0], [0, 1]]), SIZE),
     "radon": lambda: Radon(180 * positive(2, 3), SHAPE, 7),
     "band_mixing": lambda: BandMixing(draw(2, 3, 2), SIZE),
+    "dense_matrix": lambda: DenseMatrix(draw(2, 6, math.prod(SHAPE)), SHAPE, (3, 2)),
     "arcsinh": lambda: Arcsinh(SHAPE, positive(2)),
     "saturation": lambda: Saturation(SHAPE, positive(2)),
 }
 
 VARIANTS: dict[str, Callable[[], Operator]] = {
+    "dense matrix, shared": lambda: DenseMatrix(draw(1, 6, math.prod(SHAPE)), SHAPE, (3, 2)),
     "convolution, reflecting": lambda: _blur(ReflectingBorder()),
     "convolution, kernel larger than the image": lambda: Convolution(positive(2, 1, 14, 11), 2, SIZE, ZeroBorder()),
     "convolution, one kernel a channel": lambda: Convolution(positive(2, 2, 3, 3), 2, SIZE, ZeroBorder()),

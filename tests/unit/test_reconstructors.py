@@ -17,8 +17,9 @@ from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.algebra import Diagonal, Identity, Scaled, compose
 from diffinv.operators.base import Operator
 from diffinv.operators.detector import Arcsinh
+from diffinv.operators.groups import Flips, Shifts
 from diffinv.operators.sampling import SumPool
-from diffinv.reconstructors.averaging import RecorruptedAverage, SplittingAverage
+from diffinv.reconstructors.averaging import EquivariantAverage, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.backprojected import (
     BackProjected,
     BackProjection,
@@ -74,6 +75,7 @@ MODELS: dict[str, Callable[[], Reconstructor]] = {
     "score": lambda: ScoreReconstructor(small_net()),
     "recorrupted": lambda: half(BackProjected(small_net())),
     "splitting": lambda: SplittingAverage(BackProjected(small_net()), hide=hide, draws=3, seed=4),
+    "equivariant": lambda: EquivariantAverage(BackProjected(small_net()), group=Shifts(8), draws=3, seed=4),
 }
 LOCAL = {"blind_spot", "score"}  # A = s I only
 INVERSES: dict[str, LinearInverse] = {"adjoint": BackProjection(), "least_squares": RegularisedLeastSquares(6, 0.05)}
@@ -280,6 +282,7 @@ def test_a_non_linear_operator_is_refused_with_a_remedy(name: str) -> None:
     ("make", "words"),
     [
         (lambda: RegularisedLeastSquares(0, 0.1), "use BackProjection"),
+        (lambda: BackProjection(0.0), "largest must be > 0"),
         (lambda: RegularisedLeastSquares(3, 0.0), "got 3 and 0.0"),
         (lambda: Unrolled(nn.Identity(), iterations=0), "must be > 0"),
         (lambda: Unrolled(nn.Identity(), iterations=2, step=-1.0), "must be > 0"),
@@ -343,3 +346,15 @@ def test_the_average_over_splittings_is_the_mean_over_the_masks() -> None:
 def test_noise_that_does_not_split_is_refused_by_the_average() -> None:
     with pytest.raises(DiffinvError, match="thinned"):
         half(BackProjected(small_net()))(electrons())
+
+
+def test_the_equivariant_average_of_every_element_commutes_with_the_group() -> None:
+    """Data of T x are those of x through the virtual operator: the mean over all four flips turns with the image."""
+    x, turn = draw(2, *SHAPE), Flips().draw(Rng([3, 5]), SHAPE, draw(2, *SHAPE))
+    average = EquivariantAverage(BackProjected(small_net()), group=Flips(), draws=400, seed=2)
+    data = Observation(x, EYE, Gaussian(torch.full((1,), 0.1, dtype=torch.float64)))
+    turned = average(replace(data, y=turn(x)))
+    scatter = 5 / 400**0.5 * float(BackProjected(small_net())(data).detach().abs().max())
+    torch.testing.assert_close(turned, turn(average(data)), rtol=0, atol=scatter)
+    plain = BackProjected(small_net())
+    assert float((plain(replace(data, y=turn(x))) - turn(plain(data))).detach().abs().max()) > scatter
