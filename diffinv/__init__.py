@@ -23,6 +23,7 @@ _HOMES = {
     "reconstruct": "diffinv.engine.reconstruct",
     "Method": "diffinv.engine.reconstruct",
     "Result": "diffinv.engine.reconstruct",
+    "load_reconstructor": "diffinv.training.store",
     "read_observation": "diffinv.data.observation",
     "Rng": "diffinv.core.rng",
     "DiffinvError": "diffinv.core.checks",

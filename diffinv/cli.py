@@ -1,4 +1,4 @@
-"""The command line: `diffinv sample | simulate | inspect | report`.
+"""The command line: `diffinv sample | train | simulate | inspect | report`.
 
 Heavy libraries are imported by the commands, after parsing. Exit codes: 0 all done, 2 usage or configuration, 3 stopped early,
 4 some objects quarantined, 74 disk, 130 and 143 interrupted. Invariant: an error that a user can mend is one line a problem
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from diffinv.sections.sample import SampleConfig
 
 DONE, USAGE, STOPPED, QUARANTINED, DISK, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 74, 130, 143
+
+
+_KEPT = {
+    "sample": "finished products are kept, the same command does the rest.",
+    "train": "the last checkpoint is kept, --resume does the rest.",
+}
 
 
 class _Terminated(BaseException):
@@ -59,7 +65,7 @@ def _guarded(args: argparse.Namespace) -> int:
         print(f"diffinv: {place}{error.strerror or error}; no partial product was left.", file=sys.stderr)
         return DISK
     except (KeyboardInterrupt, _Terminated) as stop:
-        print("diffinv: interrupted; finished products are kept, the same command does the rest.", file=sys.stderr)
+        print(f"diffinv: interrupted; {_KEPT.get(args.command, _KEPT['sample'])}", file=sys.stderr)
         return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
 
 
@@ -72,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"diffinv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_sample(commands)
+    _add_train(commands)
     _add_inspect(commands)
     simulate = commands.add_parser("simulate", help="mock observations with truth")
     simulate.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML with a section `simulate`")
@@ -94,6 +101,16 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample.add_argument("--new-run", action="store_true", help="go on in DIR although its configuration was another")
     sample.add_argument("--dry-run", action="store_true", help="check everything, list the objects, sample nothing")
     sample.set_defaults(run=_sample)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    train = commands.add_parser("train", help="a network that reconstructs, from noisy or incomplete data")
+    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML; see configs/train.yaml")
+    train.add_argument("--out", type=Path, metavar="DIR", help="checkpoint, log and result (default: out/NAME of FILE)")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, as if nothing had happened")
+    train.add_argument("--new-run", action="store_true", help="with --resume: go on although the configuration was another")
+    _add_set(train)
+    train.set_defaults(run=_train)
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
@@ -204,6 +221,20 @@ def _finish(args: argparse.Namespace, outcome) -> int:
         return STOPPED
     if outcome.quarantined:
         return USAGE if args.input.is_file() and args.input.suffix.lower() != ".csv" else QUARANTINED
+    return DONE
+
+
+def _train(args: argparse.Namespace) -> int:
+    from diffinv.config import load
+    from diffinv.sections.train import TrainConfig
+
+    loaded = load(TrainConfig, args.config, _overrides(args))
+    from diffinv.assembly.job import build_job
+    from diffinv.engine.learn import learn
+
+    out = args.out if args.out is not None else Path("out") / args.config.stem
+    say = lambda line: print(f"diffinv: {line}", file=sys.stderr, flush=True)
+    print(learn(build_job(loaded, args.config.parent), out, resume=args.resume, new_run=args.new_run, say=say))
     return DONE
 
 

@@ -120,7 +120,7 @@ def load(model: type[M], path: Path | None, overrides: Sequence[Override] = ()) 
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        found = [_describe(model, dict(item), reading.places) for item in error.errors()]
+        found = [_describe(model, dict(item), reading.places) for item in error.errors() if not _follows(dict(item))]
         known = {problem.partition(": ")[0] for problem in reading.problems}
         reading.problems += [problem for problem in found if problem.partition(": ")[0] not in known]
     if reading.problems:
@@ -246,6 +246,11 @@ def _describe(model: type[Section], error: dict[str, Any], places: dict[str, str
     if error["type"] == "value_error" and isinstance(error["input"], dict):
         return f"{place}: {reason}"
     return f"{place}: expected {reason}, got {given if len(given) <= 60 else given[:57] + '...'}"
+
+
+def _follows(error: dict[str, Any]) -> bool:
+    """Whether a list is called too short only because of errors in its items."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
 def _describe_choice(error: dict[str, Any], loc: list[str], places: dict[str, str]) -> str:

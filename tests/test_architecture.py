@@ -243,5 +243,5 @@ def test_a_name_without_a_case_is_found() -> None:
 
 def test_every_registered_kind_is_known_here() -> None:
     registered("operator", "diffinv")
-    without_cases = {"schedule", "border", "filter", "solver", "slope", "hiding", "covariance"}
+    without_cases = {"schedule", "border", "filter", "solver", "slope", "hiding", "covariance", "design", "use"}
     assert set(registry.kinds()) <= set(CASES) | without_cases

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from diffinv.assembly.job import build_design
+from diffinv.assembly.losses import build_loss
 from diffinv.cli import _options
 from diffinv.config import Override, all_keys, load, parse_set
 from diffinv.core.checks import ConfigError
 from diffinv.data.layouts import InputOptions
 from diffinv.engine.draws import Method
+from diffinv.engine.learn import Levels
 from diffinv.engine.methods import GUIDANCES, Choice, build_method
 from diffinv.engine.mocks import SURVEYS, Mocks
 from diffinv.sections.sample import SampleConfig, SimulateConfig
+from diffinv.sections.train import DataSection, TrainConfig, TrainingSection
+from diffinv.training.plan import TrainingPlan
 from tests.small import card
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -117,6 +122,13 @@ def test_every_file_in_configs_loads_and_means_something(path: Path) -> None:
         section = load(SimulateConfig, path).config.simulate
         assert Mocks(**{name: getattr(section, name) for name in type(section).model_fields}).count >= 1
         return
+    if "\ntraining:" in path.read_text():
+        config = load(TrainConfig, path).config
+        levels = Levels(1.0, 0.01)
+        assert build_loss(config.loss, levels, pairs=False) is not None
+        assert build_design(config.network).build((1, 32, 32)) is not None
+        assert TrainingPlan(config.training.steps, config.training.batch_size, config.training.learning_rate).steps >= 1
+        return
     loaded = load(SampleConfig, path)
     sampler = loaded.config.sampler
     build_method(
@@ -172,3 +184,66 @@ def test_unknown_names_of_methods_are_refused_with_place_and_nearest_name(tmp_pa
         build_method(Choice(sampler="huen"), card(), where=loaded.where)
     with pytest.raises(ConfigError, match=r"run\.yaml:3 sampler\.guidance\.name: .*did you mean moment_matching\?"):
         build_method(Choice(guidance="moment_match"), card(), where=loaded.where)
+
+
+def train_problems(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(TrainConfig, path)
+    return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+
+GOOD = {
+    "data": "{path: a.npz}",
+    "noise": "{kind: gaussian, std: 1}",
+    "loss": "[{name: sure}]",
+    "network": "{kind: backprojected}",
+    "training": "{steps: 1, batch_size: 1, learning_rate: 1e-3}",
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "expected"),
+    [
+        ("noise", "{kind: gausian, std: 1}", "run.yaml:2 noise.kind: unknown kind 'gausian' (did you mean gaussian?)"),
+        ("noise", "{std: 1}", "run.yaml:2 noise: noise.kind is missing; it has no default."),
+        ("noise", "{kind: gaussian}", "run.yaml:2 noise: noise.std is missing; it has no default."),
+        ("noise", "{kind: gaussian, sdt: 1, std: 1}", "run.yaml:2 noise.sdt: unknown key (did you mean std?)"),
+        ("noise", "{kind: gaussian, std: -1}", "run.yaml:2 noise.std: expected a number > 0 or a list of such numbers or auto"),
+        ("noise", "{kind: gaussian, std: guess}", "run.yaml:2 noise.std: expected a number > 0"),
+        ("noise", "{kind: gaussian, std: [0.1, .nan]}", "run.yaml:2 noise.std: expected a number > 0"),
+        ("noise", "{kind: poisson, gain: 0, background: 0}", "run.yaml:2 noise.gain: expected greater than 0"),
+        ("loss", "[{name: sur}]", "run.yaml:3 loss.0.name: unknown name 'sur' (did you mean sure?)"),
+        ("loss", "[{name: sure}, {name: recorrupted}]", "run.yaml:3 loss.1: loss.1.share is missing; it has no default."),
+        ("loss", "[{name: recorrupted, share: 1}]", "run.yaml:3 loss.0.share: expected less than 1, got 1"),
+        ("loss", "[]", "run.yaml:3 loss: expected Tuple should have at least 1 item"),
+        (
+            "loss",
+            "[{name: equivariant_imaging, noisy: true, groups: [{kind: shifts, raech: 1}]}]",
+            "run.yaml:3 loss.0.groups.0.raech: unknown key (did you mean reach?)",
+        ),
+        ("network", "{kind: backprojected, widths: [9]}", "run.yaml:4 network.widths.0: expected a multiple of 8, got 9"),
+        ("training", "{steps: 1, batch_size: 1}", "run.yaml:5 training: training.learning_rate is missing; it has no default."),
+        ("data", "{file: a.npz}", "run.yaml:1 data.file: unknown key"),
+    ],
+)
+def test_mistakes_among_choices_and_in_lists_have_their_place(tmp_path: Path, section: str, text: str, expected: str) -> None:
+    content = "".join(f"{name}: {text if name == section else value}\n" for name, value in GOOD.items())
+    found = train_problems(tmp_path, content)
+    assert any(line.startswith(expected) for line in found), found
+
+
+def test_the_training_section_is_exactly_the_plan() -> None:
+    assert set(TrainingSection.model_fields) == {field.name for field in dataclasses.fields(TrainingPlan)}
+    for field in dataclasses.fields(TrainingPlan):
+        if field.name not in ("steps", "batch_size", "learning_rate", "deadline"):
+            assert TrainingSection.model_fields[field.name].default == field.default
+
+
+def test_a_level_is_a_number_a_word_or_a_list(tmp_path: Path) -> None:
+    for text, expected in (("1e-3", 1e-3), ("auto", "auto"), ("data", "data"), ("[1, 2e-1]", (1.0, 0.2))):
+        path = tmp_path / "run.yaml"
+        path.write_text("".join(f"{n}: {v}\n" for n, v in (GOOD | {"noise": f"{{kind: gaussian, std: {text}}}"}).items()))
+        assert load(TrainConfig, path).config.noise.std == expected
+    assert DataSection().scale == "auto"

@@ -1,0 +1,1 @@
+"""From the sections of a configuration to the objects that they name."""

@@ -1,0 +1,247 @@
+"""A training from start to file: what the data tell beforehand, every refusal, the record of the run, and the reconstructor.
+
+Before the first step: the unit of the network, a rehearsal of the loss on two rows, and the test of what the data can teach
+at all. Whatever is refused, is refused there.
+Invariant: `run.json` says what decides the weights; a folder never holds two trainings.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffinv.core.checks import ConfigError, UnsupportedError
+from diffinv.core.rng import Rng
+from diffinv.data.fits import Plane, encode_fits
+from diffinv.data.products import write_atomically
+from diffinv.engine.commute import check_moves
+from diffinv.engine.levels import brightness, evenly, image_scale, noise_std, take, white_twin
+from diffinv.engine.run import differences
+from diffinv.losses.base import Loss, MeasuredBatch
+from diffinv.losses.identifiability import Identifiability, check_group_helps, identifiability, require_identifiable
+from diffinv.noise.unknown import UnknownLevel
+from diffinv.operators.groups import Group
+from diffinv.reconstructors.designs import Design, initialise
+from diffinv.report.figures import SPREAD, Linear, png
+from diffinv.training.loop import Trainer
+from diffinv.training.measured import Rescaled
+from diffinv.training.plan import TrainingPlan
+from diffinv.training.sources import Source, split
+from diffinv.training.store import ReconstructorCard, Use, save_reconstructor
+
+CHECKPOINT, RECORD, RESULT = "checkpoint.safetensors", "run.json", "reconstructor.safetensors"
+_ELEMENTS, _REHEARSAL = 0x1DE, 0x2EA
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """What losses with numbers in the data's unit are built with. scale: s. start: of multipliers, a variance in s²."""
+
+    scale: float
+    start: float | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The test before the training. signal, noise_level: in the unit of image and data, None for estimates.
+
+    required: False where true images teach what the data do not show. Other fields: as in the configuration.
+    """
+
+    least_seen: float
+    allow_unidentifiable: bool
+    signal: float | None
+    noise_level: float | None
+    rows: int
+    elements: int
+    required: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All of a training, in the unit of the data.
+
+    Arguments:
+        source: measurements. held_out: share for validation, 0 for none. scale: in the image's unit, None for `image_scale`.
+        unit: BUNIT. design, use: of the network. loss: from the levels. start: σ that multipliers start from, None for an
+            estimate. multipliers: whether there are any. groups: of the losses that have one. plan: with a multiplier_rate
+            over the starting variance. inspection. identity: the configuration. facts: what was found on the way.
+    """
+
+    source: Source
+    held_out: float
+    scale: float | None
+    unit: str
+    design: Design
+    use: Use | None
+    loss: Callable[[Levels], Loss]
+    start: float | None
+    multipliers: bool
+    groups: tuple[Group, ...]
+    plan: TrainingPlan
+    inspection: Inspection
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Callable[[str], None]) -> Path:
+    """Train, and write the reconstructor to `out`; returns its path.
+
+    Arguments: job. out: the folder. resume: go on from its checkpoint. new_run: although its record says something else.
+    say: takes lines for the user.
+    Raises: ConfigError if the folder holds a training and `resume` is not set, or another training than this one, with the
+    differences; UnsupportedError where the loss cannot do with the data, a group adds nothing, or too much is unseen.
+    """
+    main = os.environ.get("RANK", "0") == "0"  # of torch's launchers; alone it is not set
+    tell = say if main else lambda line: None
+    _check_folder(out, resume)
+    scale = image_scale(job.source) if job.scale is None else job.scale
+    levels = Levels(scale, _start(job, scale))
+    train, held = split(job.source, job.held_out) if job.held_out else (job.source, None)
+    source, validation = Rescaled(train, scale), None if held is None else Rescaled(held, scale)
+    loss, shape = job.loss(levels), take(source, torch.tensor([0])).observation.image_shape
+    model = job.design.build(shape)
+    initialise(model, job.plan.seed)
+    tell(f"{len(train)} rows to learn from, {0 if held is None else len(held)} held out; images {tuple(shape)}")
+    tell(f"scale {scale:.6g} {job.unit}".rstrip() + (" (rms of the back-projected images)" if job.scale is None else ""))
+    rehearse(model, loss, source, job.plan.precision)
+    record = {"configuration": job.identity, "found": {**job.facts, "scale": scale, "rows": len(job.source)}}
+    before = _recorded(out, record, resume=resume, new_run=new_run)
+    sight = before["identifiability"] if before else _inspect(job, source, scale, out if main else None)
+    tell(sight)
+    if main:
+        _write_record(out, {**record, "identifiability": sight})
+    plan = job.plan
+    if job.multipliers:
+        plan = replace(plan, multiplier_rate=plan.multiplier_rate * levels.start)
+    trained = Trainer(model, loss, source, plan, out, validation).run(resume=resume)
+    last = _last_look(out) if main else None
+    if last:
+        tell(f"held-out loss {last['validation']:.5g} ± {last['error']:.2g} at step {last['step']}{_chosen(last)}")
+    card = ReconstructorCard(
+        name=out.name, design=job.design, use=job.use, shape=tuple(shape), scale=scale, unit=job.unit,
+        training={**record, "identifiability": sight, "validation": last},
+    )  # fmt: skip
+    if main:
+        save_reconstructor(out / RESULT, trained, card)
+    return out / RESULT
+
+
+def rehearse(model: nn.Module, loss: Loss, source: Source, precision: str) -> None:
+    """One look at two rows, for refusals that only the network or a draw of the noise can raise.
+
+    Raises: UnsupportedError, also for what torch itself cannot do with this network, loss and precision.
+    """
+    rows = evenly(len(source), 2)
+    batch, rng = take(source, rows), Rng.for_draws(0, rows, 1).spawn(_REHEARSAL)
+    loss.check(batch)
+    kind, device = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        with torch.no_grad(), torch.autocast(device, dtype=kind, enabled=kind is not None):
+            loss(model.to(device), batch.to(device), rng.to(device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UnsupportedError(
+            f"rehearsal: {type(model).__name__} and {type(loss).__name__} do not go together at precision {precision} "
+            f"({reason}); change "
+            "one of the three."
+        ) from error
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    if (out / CHECKPOINT).exists() and not resume:
+        raise ConfigError(f"{out}: holds a training already; go on with --resume, or give another --out.")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file; give --out the name of a folder.")
+
+
+def _start(job: Job, scale: float) -> float | None:
+    """The variance that multipliers start from, in units of scale²."""
+    if not job.multipliers:
+        return None
+    std = float(noise_std(job.source)[0].median()) if job.start is None else job.start
+    return (std / scale) ** 2
+
+
+def _recorded(out: Path, record: dict[str, Any], *, resume: bool, new_run: bool) -> dict[str, Any] | None:
+    """What `run.json` says, if this is the same training and it is to go on.
+
+    Raises: ConfigError with the differences, unless `new_run`.
+    """
+    path = out / RECORD
+    if not resume or not path.exists():
+        return None
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = differences({k: before[k] for k in record}, json.loads(json.dumps(record)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not the record of a training ({error}); start without --resume elsewhere.") from error
+    if changes and not new_run:
+        listed = "; ".join(f"{key}: {old!r} → {new!r}" for key, old, new in changes)
+        raise ConfigError(f"{out}: holds another training ({listed}); use another --out, or --new-run.")
+    return None if changes else before
+
+
+def _write_record(out: Path, record: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / RECORD, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _inspect(job: Job, source: Source, scale: float, out: Path | None) -> str:
+    """Test what the data can teach; write the map of what they cannot, and return the line that says so."""
+    inspection = job.inspection
+    batch = take(source, evenly(len(source), inspection.rows))
+    signal = brightness(source) if inspection.signal is None else inspection.signal / scale
+    best: Identifiability | None = None
+    for group in job.groups or (None,):
+        found = _identify(batch, group, source, signal, scale, inspection)
+        if group is not None:
+            check_moves(batch.observation, group)
+            check_group_helps(found)
+        best = found if best is None or found.seen > best.seen else best
+    if out is not None:
+        _write_map(out, best)
+    if inspection.required:
+        require_identifiable(best, least_seen=inspection.least_seen, allow_unidentifiable=inspection.allow_unidentifiable)
+    return f"{best}; unseen: {100 * (1 - best.seen):.1f} %, mapped in identifiability.fits"
+
+
+def _identify(
+    batch: MeasuredBatch, group: Group | None, source: Source, signal: float, scale: float, inspection: Inspection
+) -> Identifiability:
+    data = batch.observation
+    if not data.quadratic or isinstance(data.noise, UnknownLevel):
+        level = None if inspection.noise_level is None else inspection.noise_level / scale
+        if level is None and isinstance(data.noise, UnknownLevel):
+            level = float(noise_std(source)[0].median())
+        data, _ = white_twin(data, level)
+    rng = Rng.for_draws(_ELEMENTS, [0], 1)
+    return identifiability(data, group, rng=rng, signal=signal, elements=inspection.elements)
+
+
+def _write_map(out: Path, found: Identifiability) -> None:
+    """identifiability.fits and .png: the share of each pixel that no measurement sees, 0 to 1."""
+    out.mkdir(parents=True, exist_ok=True)
+    unseen = found.map.cpu().numpy()
+    header = {"SEEN": found.seen, "ALONE": found.without, "OBJECT": "share of a pixel that is unseen"}
+    write_atomically(out / "identifiability.fits", encode_fits([Plane("PRIMARY", unseen.astype("float32"), header)]))
+    wide = unseen.transpose(1, 0, 2).reshape(unseen.shape[1], -1)  # bands side by side
+    write_atomically(out / "identifiability.png", base64.b64decode(png(wide, Linear(0.0, 1.0), SPREAD).partition(",")[2]))
+
+
+def _last_look(out: Path) -> dict[str, Any] | None:
+    """The last row of the log that has a validation."""
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return next((row for row in reversed(rows) if "validation" in row), None)
+
+
+def _chosen(look: dict[str, Any]) -> str:
+    return f"; the best average, of step {look['best']}, is kept" if look.get("best") is not None else ""

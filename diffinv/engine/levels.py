@@ -1,0 +1,113 @@
+"""Numbers that a training needs and nobody wrote down, estimated from the data: unit of the network, noise, brightness.
+
+All are taken from at most `SAMPLE` rows, spread evenly over the data, so that they are the same in every process and every
+time; each is written to the run's record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from diffinv.core.checks import DiffinvError, InputError, UnsupportedError
+from diffinv.core.rng import Rng
+from diffinv.likelihood import Observation
+from diffinv.losses.base import MeasuredBatch
+from diffinv.noise.estimate import exposure_difference, wavelet_mad
+from diffinv.noise.gaussian import Gaussian
+from diffinv.noise.unknown import UnknownLevel
+from diffinv.reconstructors.backprojected import BackProjection
+from diffinv.reconstructors.observed import good_data, linear
+from diffinv.training.sources import Source
+
+SAMPLE, _CHUNK = 256, 32
+_BRIGHT = 0.99
+
+
+def evenly(length: int, count: int) -> Tensor:
+    """At most `count` row numbers, spread evenly: int64."""
+    return torch.linspace(0, length - 1, min(count, length)).round().long()
+
+
+def take(source: Source, index: Tensor) -> MeasuredBatch:
+    """Rows of a source of measurements. Raises InputError for other sources."""
+    batch = source.batch(index, Rng.for_draws(0, index, 1))
+    if not isinstance(batch, MeasuredBatch):
+        raise InputError(f"data: the source gives {type(batch).__name__}; reconstructors learn from MeasuredBatch.")
+    return batch
+
+
+def _batches(source: Source) -> Iterator[MeasuredBatch]:
+    for index in evenly(len(source), SAMPLE).split(_CHUNK):
+        yield take(source, index)
+
+
+def image_scale(source: Source) -> float:
+    """Median over rows of the rms of the back-projected image: what a network may take for 1, in the image's unit.
+
+    Raises: DiffinvError if it is not positive.
+    """
+    found = [_rough(batch.observation).square().flatten(1).mean(1).sqrt() for batch in _batches(source)]
+    scale = float(torch.cat(found).median())
+    if not 0 < scale < float("inf"):
+        raise DiffinvError(f"data.scale: the images' rms is {scale:.4g}; look at the data, or give the scale as a number.")
+    return scale
+
+
+def brightness(source: Source) -> float:
+    """99th percentile of |back-projected image| over pixels and rows, in the image's unit."""
+    values = torch.cat([_rough(batch.observation).abs().flatten() for batch in _batches(source)])
+    return float(values.kthvalue(max(1, round(_BRIGHT * len(values)))).values)
+
+
+def _rough(observation: Observation) -> Tensor:
+    linear("data.scale: auto", observation, "give data.scale as a number.")
+    with torch.no_grad():
+        return BackProjection()(observation).double()
+
+
+def noise_std(source: Source) -> tuple[Tensor, str]:
+    """σ a channel (C,) in the data's unit, and how it was found: from two exposures, or from the finest detail of one.
+
+    Raises: UnsupportedError for data that are no images, whose finest detail is not noise.
+    """
+    found, method = [], "wavelet MAD"
+    for batch in _batches(source):
+        if batch.observation.y.ndim != 4:
+            raise UnsupportedError(
+                f"noise.std: auto reads the finest detail of images, and these data are {tuple(batch.observation.y.shape)}; give "
+                "the level as a number, or a variance."
+            )
+        first = _open(batch.observation)
+        if batch.second is None:
+            found.append(wavelet_mad(first))
+        else:
+            method = "difference of the exposures"
+            channels = first.flatten(0, 1), _open(batch.second).flatten(0, 1)
+            found.append(exposure_difference(*channels).unflatten(0, first.shape[:2]))
+    std = torch.cat(found).nanmedian(0).values
+    if not bool(((std > 0) & std.isfinite()).all()):
+        raise DiffinvError(f"noise.std: auto finds {std.tolist()}, no noise at all; give the level as a number.")
+    return std, method
+
+
+def _open(observation: Observation) -> Tensor:
+    """y with NaN where it is not good."""
+    return observation.y.where(good_data(observation), torch.nan)
+
+
+def white_twin(observation: Observation, level: float | None) -> tuple[Observation, float]:
+    """The observation with white Gaussian noise in place of another kind, and its σ in the unit of its data.
+
+    Arguments: level: σ, or None for the median over good data of the noise's own standard deviation at the data.
+    Raises: UnsupportedError if neither is known.
+    """
+    good, noise = good_data(observation), observation.noise
+    if level is None:
+        if isinstance(noise, UnknownLevel):
+            raise UnsupportedError("identifiability: the noise is of unknown level; give identifiability.noise_level.")
+        level = float(noise.variance(observation.y)[good].sqrt().median())
+    mask = None if bool(good.all()) else good
+    return Observation(observation.y, observation.operator, Gaussian(torch.tensor([level]), mask)), level
