@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from selfsup_problems import DRAWS, HIDING, KEPT, SHAPE, SIZE, Problem, Recipe, fixed, network, number, seen
+from selfsup_problems import DRAWS, FOLDS, HIDING, KEPT, SHAPE, SIZE, Problem, Recipe, fixed, network, number, seen
 from torch import Tensor
 
 from diffinv.core.rng import Rng
@@ -35,7 +35,7 @@ from diffinv.operators.interpolation import Cubic
 from diffinv.operators.matrix import DenseMatrix
 from diffinv.operators.sampling import Mask, SumPool
 from diffinv.operators.tomography import Radon
-from diffinv.reconstructors.averaging import EquivariantAverage, SplittingAverage
+from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, SplittingAverage
 from diffinv.reconstructors.backprojected import BackProjected, BackProjection, LinearInverse
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.observed import clean_data
@@ -66,14 +66,21 @@ def through(inverse: LinearInverse) -> Callable[[], Reconstructor]:
     return lambda: BackProjected(network(), inverse=inverse, residual=True)
 
 
-def rows(model: Callable[[], Reconstructor], losses: dict[str, Loss]) -> dict[str, Recipe]:
-    """The twin, the losses and measurement consistency, all with one network."""
+def rows(
+    model: Callable[[], Reconstructor], losses: dict[str, Loss], uses: dict[str, Callable] | None = None
+) -> dict[str, Recipe]:
+    """The twin, the losses and measurement consistency, all with one network; uses: of those that are not used as they are."""
     every = {"supervised": Supervised()} | losses | {"measurement consistency": MeasurementConsistency()}
-    return {name: Recipe(fixed(loss), model) for name, loss in every.items()}
+    return {name: Recipe(fixed(loss), model, (uses or {}).get(name, lambda m: m)) for name, loss in every.items()}
 
 
-def equivariant(data: Loss, group: Group) -> Loss:
-    return data + EquivariantImaging(group, noisy=True)
+def equivariant(data: Loss, group: Group, weight: float = 1.0) -> Loss:
+    return data + weight * EquivariantImaging(group, noisy=True)
+
+
+def gain(operator: DenseMatrix) -> float:
+    """Squared error of a datum over that of a pixel for an error that is white in the image: tr(AᵀA)/m."""
+    return float(operator.matrix[0].square().sum() / len(operator.matrix[0]))
 
 
 def masks(kept: float) -> Callable[[Tensor, Rng], LinearOperator]:
@@ -137,116 +144,114 @@ BLURRED = tabulated(blur(4.0))
 COARSE = tabulated(compose(Scaled(torch.tensor([0.25]), SumPool(SHAPE, 2)), blur(2.0)))
 
 
-def averaged(recipes: dict[str, Recipe], hiding: RandomHiding, group: Group | None) -> dict[str, Recipe]:
-    """Models that learnt from hidden data are used on several, and through virtual operators if they saw such."""
+def left_out(group: Group | None) -> dict[str, Callable[[Reconstructor], Reconstructor]]:
+    """How models that learnt from hidden pixels are used on masked images."""
+    return {
+        "splitting": lambda m: LeaveOut(m, folds=FOLDS, seed=1),
+        "equivariant splitting": lambda m: LeaveOut(m, folds=FOLDS, seed=1, group=group),
+        "splitting + SURE": lambda m: SplittingAverage(m, hide=HIDING, draws=DRAWS, seed=1),
+    }
+
+
+def averaged(hiding: RandomHiding, group: Group) -> dict[str, Callable[[Reconstructor], Reconstructor]]:
+    """The same where a datum is not a pixel."""
     inner = lambda m: SplittingAverage(m, hide=hiding, draws=DRAWS, seed=1)
-    turned = lambda m: EquivariantAverage(inner(m), group=group, draws=DRAWS, seed=2)
-    uses = {"splitting": inner, "splitting + SURE": inner, "equivariant splitting": turned}
-    return {n: Recipe(r.loss, r.model, uses[n]) if n in uses else r for n, r in recipes.items()}
+    return {"splitting": inner, "equivariant splitting": lambda m: EquivariantAverage(inner(m), group=group, draws=DRAWS, seed=2)}
 
 
 PROBLEMS: dict[str, Problem] = {
     "masks": Problem(
         "half of the pixels, another half an image, σ = 0.02",
         seen(Gaussian(number(0.02)), masks(0.5)),
-        averaged(
-            rows(
-                MASKED,
-                {
-                    "SURE + MOI": Sure() + MultiOperatorImaging(noisy=True),
-                    "splitting": SPLIT,
-                    "splitting + SURE": Splitting(HIDING, Sure()),
-                    "ENSURE": Sure(weight=torch.full((1, *SHAPE), 2.0)),
-                    "SURE": Sure(),
-                },
-            ),
-            HIDING,
-            None,
+        rows(
+            MASKED,
+            {
+                "SURE + MOI": Sure() + MultiOperatorImaging(noisy=True),
+                "splitting": SPLIT,
+                "splitting + SURE": Splitting(HIDING, Sure()),
+                "ENSURE": Sure(weight=torch.full((1, *SHAPE), 2.0)),
+                "SURE": Sure(),
+            },
+            left_out(None),
         ),
         (None,),
     ),
     "one_mask": Problem(
         "half of the pixels, the same in every image, σ = 0.02",
         seen(Gaussian(number(0.02)), lambda x, rng: ONE),
-        averaged(
-            rows(
-                MASKED,
-                {
-                    "SURE + EI, shifts": equivariant(Sure(), SHIFTS),
-                    "equivariant splitting": VirtualOperators(SPLIT, SHIFTS),
-                    "splitting": SPLIT,
-                    "SURE": Sure(),
-                },
-            ),
-            HIDING,
-            SHIFTS,
+        rows(
+            MASKED,
+            {
+                "SURE + EI, shifts": equivariant(Sure(), SHIFTS),
+                "equivariant splitting": VirtualOperators(SPLIT, SHIFTS),
+                "splitting": SPLIT,
+                "SURE": Sure(),
+            },
+            left_out(SHIFTS),
         ),
         (SHIFTS,),
     ),
     "fourier": Problem(
-        "10 of 32 columns of the Fourier plane, the same in every image, σ = 0.05",
-        seen(
-            Gaussian(number(0.05), mask=KSPACE[:, None, :, :, None].expand(-1, *SHAPE, 2)),
-            lambda x, rng: MaskedFourier(KSPACE, 1),
-        ),
-        averaged(
-            rows(
-                MASKED,
-                {
-                    "SURE + EI, turns and flips": equivariant(Sure(), TURNS),
-                    "SURE + EI, shifts": equivariant(Sure(), SHIFTS),
-                    "equivariant splitting": VirtualOperators(Splitting(PAIRED), TURNS),
-                    "splitting": Splitting(PAIRED),
-                    "SURE": Sure(),
-                },
-            ),
-            PAIRED,
-            TURNS,
+        "10 of 32 columns of the Fourier plane, the same in every image, σ = 0.01",
+        seen(Gaussian(number(0.01), mask=FREQUENCIES), lambda x, rng: MaskedFourier(KSPACE, 1)),
+        rows(
+            MASKED,
+            {
+                "SURE + EI, turns and flips": equivariant(Sure(), TURNS),
+                "SURE + EI, shifts": equivariant(Sure(), SHIFTS),
+                "equivariant splitting": VirtualOperators(Splitting(PAIRED), TURNS),
+                "splitting": Splitting(PAIRED),
+                "SURE": Sure(),
+            },
+            averaged(PAIRED, TURNS),
         ),
         (TURNS, SHIFTS),
     ),
     "tomography": linear_problem(
-        "10 views of 46 rays, Poisson–Gaussian: 30 electrons at 1, 3 electrons read noise",
+        "10 views of 46 rays, Poisson–Gaussian: 1000 electrons at 1, 3 electrons read noise",
         VIEWS,
-        PoissonGaussian(number(30.0), number(3.0), number(0.1)),
+        PoissonGaussian(number(1000.0), number(3.0), number(0.1)),
         0.01,
-        {"SURE, first order + EI, rotations": equivariant(FirstOrderSure(), ROTATIONS), "SURE, first order": FirstOrderSure()},
+        {
+            "SURE, first order + EI, rotations": equivariant(FirstOrderSure(), ROTATIONS, gain(VIEWS)),
+            "SURE, first order": FirstOrderSure(),
+        },
         ROTATIONS,
     ),
     "radio": linear_problem(
-        "336 visibilities of 8 stations, σ = 0.3",
+        "336 visibilities of 8 stations, σ = 0.05",
         BASELINES,
-        Gaussian(number(0.3)),
+        Gaussian(number(0.05)),
         0.01,
         {
-            "SURE + EI, rotations": equivariant(Sure(), ROTATIONS),
-            "SURE + EI, shifts": equivariant(Sure(), SHIFTS),
+            "SURE + EI, rotations": equivariant(Sure(), ROTATIONS, gain(BASELINES)),
+            "SURE + EI, shifts": equivariant(Sure(), SHIFTS, gain(BASELINES)),
             "SURE": Sure(),
         },
         ROTATIONS,
         SHIFTS,
     ),
     "deblurring": linear_problem(
-        "round blur of 4 pixels (FWHM), σ = 0.01",
+        "round blur of 4 pixels (FWHM), σ = 0.002",
         BLURRED,
-        Gaussian(number(0.01)),
-        0.003,
+        Gaussian(number(0.002)),
+        0.0003,
         {
-            "SURE + EI, dilations": equivariant(Sure(), DILATIONS),
-            "SURE + EI, shifts": equivariant(Sure(), SHIFTS),
+            "SURE + EI, dilations": equivariant(Sure(), DILATIONS, gain(BLURRED)),
+            "SURE + EI, shifts": equivariant(Sure(), SHIFTS, gain(BLURRED)),
             "SURE": Sure(),
         },
         DILATIONS,
         SHIFTS,
     ),
     "super_resolution": linear_problem(
-        "round blur of 2 pixels, pixels twice as large, σ = 0.01",
+        "round blur of 2 pixels, pixels twice as large, σ = 0.002",
         COARSE,
-        Gaussian(number(0.01)),
-        0.003,
+        Gaussian(number(0.002)),
+        0.0003,
         {
-            "SURE + EI, dilations": equivariant(Sure(), DILATIONS),
-            "SURE + EI, shifts": equivariant(Sure(), SHIFTS),
+            "SURE + EI, dilations": equivariant(Sure(), DILATIONS, gain(COARSE)),
+            "SURE + EI, shifts": equivariant(Sure(), SHIFTS, gain(COARSE)),
             "SURE": Sure(),
         },
         DILATIONS,

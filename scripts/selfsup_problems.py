@@ -32,18 +32,19 @@ from diffinv.noise.poisson import Poisson
 from diffinv.operators.algebra import Identity
 from diffinv.operators.base import LinearOperator
 from diffinv.operators.groups import Group
-from diffinv.reconstructors.averaging import RecorruptedAverage, SplittingAverage
+from diffinv.reconstructors.averaging import LeaveOut, RecorruptedAverage
 from diffinv.reconstructors.backprojected import BackProjected, plain_unet
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.blind_spot import BlindSpot, BlindSpotNetwork
 from diffinv.reconstructors.tweedie import ScoreReconstructor
 
-SIZE, DRAWS, SHARE, KEPT = 32, 8, 0.8, 0.85
+SIZE, DRAWS, SHARE, FOLDS = 32, 8, 0.8, 7
+KEPT = 1 - 1 / FOLDS
 SHAPE = (1, SIZE, SIZE)
 
 
 def network() -> nn.Module:
-    return plain_unet(1, (16, 32, 64), (1, 1, 1))
+    return plain_unet(1, (16, 32), (1, 1))
 
 
 def reconstructor() -> Reconstructor:
@@ -105,7 +106,7 @@ SUPERVISED = {"supervised": Recipe(fixed(Supervised()))}
 EXPOSURES = {"Noise2Noise": Recipe(fixed(Noise2Noise()))}
 R2R = Recipe(fixed(Recorrupted(SHARE)), use=lambda m: RecorruptedAverage(m, share=SHARE, draws=DRAWS, seed=1))
 HIDING = RandomHiding(KEPT)
-SPLITTING = Recipe(fixed(Splitting(HIDING)), use=lambda m: SplittingAverage(m, hide=HIDING, draws=DRAWS, seed=1))
+SPLITTING = Recipe(fixed(Splitting(HIDING)), use=lambda m: LeaveOut(m, folds=FOLDS, seed=1))
 UNSURE = Recipe(lambda y: Unsure(White().start(level(y)), White()), rate=0.015)
 UNSURE_COUNTS = Recipe(lambda y: Unsure(SignalDependent().start(level(y)), SignalDependent()), rate=0.015)
 BLIND = Recipe(fixed(MeasurementConsistency()), model=lambda: BlindSpot(BlindSpotNetwork(1, width=16, depth=6)))

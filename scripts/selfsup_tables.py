@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 import torch
 from linear_reconstruction import AffineEstimate
-from selfsup_images import HELD_OUT, TRAINING
+from selfsup_plan import BATCH, HELD_OUT, RATE, SURVEY_SEED, TRAINING
 from selfsup_problems import Problem, Recipe
 from torch import Tensor
 
@@ -24,13 +24,13 @@ from diffinv.training.sources import Simulated, Source
 ROUNDS, CLIP, MASKS, ELEMENTS = 8, 1.0, 16, 64
 
 
-def step_times(problem: Problem, source: Source, size: int) -> dict[str, float]:
+def step_times(problem: Problem, source: Source) -> dict[str, float]:
     """Time of a training step over that of a supervised one: data, loss, backward, clipping, update and average, as in `Trainer`;
     losses in turns, the fastest of the rounds."""
-    index, rng = torch.arange(size), Rng.for_draws(0, range(size), 1)
+    index, rng = torch.arange(BATCH), Rng.for_draws(0, range(BATCH), 1)
     y = source.batch(index, rng).observation.y
     steps = {
-        name: _step(recipe, y, lambda number: source.batch(index + size * number, rng))
+        name: _step(recipe, y, lambda number: source.batch(index + BATCH * number, rng))
         for name, recipe in problem.recipes.items()
     }
     best = dict.fromkeys(steps, math.inf)
@@ -88,15 +88,14 @@ def seen(problem: Problem, images: Tensor, held: Source) -> dict[str, list[float
 
 
 def gather(record: Path, runs: Path, steps: int) -> dict:
-    """The record, with the runs that ended since."""
-    known = (
-        json.loads(record.read_text())
-        if record.exists()
-        else {"steps": steps, "runs": {}, "untrained": {}, "seen": {}, "times": {}}
-    )
+    """The record, with the runs and the peers' times that came since."""
+    blank = {"steps": steps, "runs": {}, "untrained": {}, "seen": {}, "times": {}, "peers": {}}
+    known = json.loads(record.read_text()) if record.exists() else blank
     if known["steps"] != steps:
         raise SystemExit(f"{record}: holds runs of {known['steps']} steps, not {steps}; give another --record.")
     known["runs"] |= {path.stem: json.loads(path.read_text()) for path in sorted(runs.glob("*.json"))}
+    peers = runs.with_name(runs.name.rsplit("-", 1)[0] + "-peers.json")
+    known["peers"] |= json.loads(peers.read_text()) if peers.exists() else {}
     return known
 
 
@@ -109,7 +108,8 @@ def gaps(problem: Problem, key: str, runs: dict[str, dict], untrained: dict[str,
     affine, best = untrained["best affine"], fmean(twin.values())
     blank = {"gap dB": "", "closed %": "", "step": "", "multipliers": ""}
     rows = [{"problem": key, "loss": name, "seeds": "", "PSNR": f"{value:.2f}"} | blank for name, value in untrained.items()]
-    for name in problem.recipes:
+    peers = [name.removeprefix(f"{key}, ") for name in times if name.startswith(f"{key}, DeepInverse")]
+    for name in [*problem.recipes, *peers]:
         found = psnr(name)
         seeds = sorted(found.keys() & twin.keys())
         if not seeds:
@@ -128,33 +128,36 @@ def gaps(problem: Problem, key: str, runs: dict[str, dict], untrained: dict[str,
     return rows
 
 
-def write_tables(
-    problems: dict[str, Problem], images: Tensor, record: Path, runs: Path, *, survey: int, batch: int, facts: dict
-) -> None:
+def complete(known: dict, key: str, problem: Problem, images: Tensor) -> None:
+    """Compute what the record lacks of a problem."""
+    held = Simulated(images[TRAINING:], problem.observe, SURVEY_SEED + 1)
+    for part, make in (("untrained", untrained), ("seen", seen)):
+        if key not in known[part]:
+            known[part][key] = make(problem, images, held)
+    if set(known["times"].get(key, ())) != set(problem.recipes):
+        known["times"][key] = step_times(problem, Simulated(images[:TRAINING], problem.observe, SURVEY_SEED))
+
+
+def write_tables(problems: dict[str, Problem], images: Tensor, record: Path, runs: Path, *, steps: int, command: str) -> None:
     """`selfsup_<images>` and `selfsup_<images>_seen`, and the record; what the record lacks is computed."""
-    known = gather(record, runs, facts.pop("steps"))
+    known = gather(record, runs, steps)
     rows, groups = [], []
     for key, problem in problems.items():
-        held = Simulated(images[TRAINING:], problem.observe, survey + 1)
-        for part, make in (("untrained", untrained), ("seen", seen)):
-            if key not in known[part]:
-                known[part][key] = make(problem, images, held)
-        if set(known["times"].get(key, ())) != set(problem.recipes):
-            known["times"][key] = step_times(problem, Simulated(images[:TRAINING], problem.observe, survey), batch)
-        rows += gaps(problem, key, known["runs"], known["untrained"][key], known["times"][key])
-        for name, (alone, joint) in known["seen"][key].items():
-            groups.append(
-                {"problem": key, "with": name, "seen alone %": f"{100 * alone:.1f}", "seen with it %": f"{100 * joint:.1f}"}
-            )
+        complete(known, key, problem, images)
         record.write_text(json.dumps(known, indent=0, sort_keys=True, ensure_ascii=False) + "\n")
-    titles = "; ".join(f"*{key}*: {problem.title}" for key, problem in problems.items())
+        rows += gaps(problem, key, known["runs"], known["untrained"][key], known["times"][key] | known["peers"])
+        for name, (alone, joint) in known["seen"][key].items():
+            shares = {"seen alone %": f"{100 * alone:.1f}", "seen with it %": f"{100 * joint:.1f}"}
+            groups.append({"problem": key, "with": name} | shares)
     stem = record.with_name(record.stem.removesuffix("_runs"))
     seeds = sorted({int(name.rsplit(", ", 1)[1]) for name in known["runs"]})
-    notes = facts["notes"]
-    write_table(stem, f"B4: {stem.name}", rows, seeds=seeds, command=facts["command"], notes=f"{notes}\n\nProblems: {titles}.")
+    titles = "; ".join(f"*{key}*: {problem.title}" for key, problem in problems.items())
+    plan = f"{steps} steps of {BATCH} at a rate of {RATE:g}; {TRAINING} images, one measurement each; {HELD_OUT} others used."
+    notes = f"{plan}\n\n{NOTES}\n\nProblems: {titles}."
+    write_table(stem, f"B4: {stem.name}", rows, seeds=seeds, command=command, notes=notes)
     if groups:
         title = f"B4: what can be identified, {stem.name}"
-        write_table(stem.with_name(stem.name + "_seen"), title, groups, seeds=[1], command=facts["command"], notes=SEEN)
+        write_table(stem.with_name(stem.name + "_seen"), title, groups, seeds=[1], command=command, notes=SEEN)
 
 
 NOTES = (

@@ -12,9 +12,8 @@ from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.losses.base import Loss, MeasuredBatch, mean_good, truth
-from diffinv.noise.independent import Independent
-from diffinv.operators.algebra import Diagonal, Identity, compose
-from diffinv.reconstructors.observed import clean_data, good_data
+from diffinv.operators.algebra import Identity
+from diffinv.reconstructors.observed import hidden
 
 
 @register("hiding", "random")
@@ -43,22 +42,6 @@ class RandomHiding:
     def __call__(self, observation: Observation, rng: Rng) -> Observation:
         """The observation without what is hidden."""
         return hidden(observation, self.keep(observation, rng))
-
-
-def hidden(observation: Observation, keep: Tensor) -> Observation:
-    """An observation of the data `keep` (B, *data) alone: 0 elsewhere, in data and operator, and masked in the noise.
-
-    Raises: UnsupportedError for noise that is correlated between data.
-    """
-    noise = observation.noise
-    if not isinstance(noise, Independent):
-        raise UnsupportedError(
-            f"splitting: {type(noise).__name__} is correlated between data, so that what is hidden can be guessed from the "
-            "noise of its neighbours; use SURE, R2R or a second exposure."
-        )
-    good = good_data(observation)
-    operator = compose(Diagonal(keep.to(observation.y)), observation.operator)
-    return Observation(clean_data(observation).where(keep, 0.0), operator, replace(noise, mask=keep & good))
 
 
 @register("loss", "splitting")

@@ -59,8 +59,8 @@ class VirtualOperators(Loss):
             raise UnsupportedError(f"VirtualOperators: {error}") from error
         if not _permutes(element):
             raise UnsupportedError(
-                f"VirtualOperators: {type(self.group).__name__} has no exact inverse on the pixel grid; use Shifts, QuarterTurns, "
-                "Flips, BandPermutations or a Product of these, or EquivariantImaging."
+                f"VirtualOperators: {type(self.group).__name__} has no exact inverse on the pixel grid; use Shifts, "
+                "QuarterTurns, Flips, BandPermutations or a Product of these, or EquivariantImaging."
             )
         self.loss.check(self._seen(batch, element))
 

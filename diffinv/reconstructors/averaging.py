@@ -12,7 +12,7 @@ import abc
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffinv.core.checks import ConfigError
 from diffinv.core.rng import Rng
@@ -21,7 +21,7 @@ from diffinv.likelihood import Observation
 from diffinv.operators.algebra import compose
 from diffinv.operators.groups import Group
 from diffinv.reconstructors.base import Reconstructor
-from diffinv.reconstructors.observed import whole
+from diffinv.reconstructors.observed import good_data, hidden, require_diagonal, whole
 
 
 class _Average(Reconstructor):
@@ -78,7 +78,7 @@ class SplittingAverage(_Average):
 
 
 class EquivariantAverage(Reconstructor):
-    """Mean of T_g f(y, A T_g) over draws of g: the reconstruction through the virtual operators that `VirtualOperators` trains on.
+    """Mean of T_g f(y, A T_g) over draws of g: through the virtual operators that `VirtualOperators` trains on.
 
     Arguments: model: f, a Reconstructor; with `SplittingAverage` inside, what is hidden is averaged over too. group: of
     permutations, as in training. draws: N. seed.
@@ -100,3 +100,40 @@ class EquivariantAverage(Reconstructor):
     def _turned(self, data: Observation, rng: Rng) -> Image:
         element = self.group.draw(rng, data.image_shape, data.y)
         return element(self.model(replace(data, operator=compose(data.operator, element))))
+
+
+class LeaveOut(Reconstructor):
+    """Each datum predicted from the others, for A = diag(a): the data fall at random into N folds J₁ … J_N, and
+
+        x̂ᵢ = f(y_{−J_n}, A_{−J_n})ᵢ for the fold J_n of datum i, and their mean over n where aᵢ = 0 or the datum is masked.
+
+    The splitting loss looks at what is hidden alone, so that where a datum was kept such an f is anything. With a group it is
+    T_g f(y_{−J}, A_{−J} T_g) instead, g drawn for each fold.
+
+    Arguments: model: f, a Reconstructor. folds: N ≥ 2; 1/(1 − kept) hides as many at once as the loss did. seed. group: as in
+    `VirtualOperators`, or None.
+    Raises: ConfigError if folds < 2; UnsupportedError, when called, if A is not diagonal, so that no pixel belongs to a datum.
+    References: Batson & Royer, *Noise2Self*, 2019, arXiv:1901.11365.
+    """
+
+    def __init__(self, model: nn.Module, *, folds: int, seed: int, group: Group | None = None) -> None:
+        super().__init__()
+        if folds < 2:
+            raise ConfigError(f"LeaveOut: folds must be ≥ 2, got {folds}; with one nothing is left to predict from.")
+        self.model, self.folds, self.seed, self.group = model, folds, seed, group
+
+    def forward(self, observation: Observation) -> Image:
+        data = whole(observation)
+        seen = good_data(data) & (require_diagonal("LeaveOut", data) != 0)
+        streams = Rng.for_draws(self.seed, [0] * data.y.shape[0], 1)
+        fold = (streams.uniform(data.y) * self.folds).long()
+        found = [self._prediction(data, fold != n, streams.spawn(n)) for n in range(self.folds)]
+        weights = [((fold == n) | ~seen).to(data.y) for n in range(self.folds)]
+        return sum(w * x for w, x in zip(weights, found, strict=True)) / sum(weights)
+
+    def _prediction(self, data: Observation, keep: Tensor, rng: Rng) -> Image:
+        left = hidden(data, keep)
+        if self.group is None:
+            return self.model(left)
+        element = self.group.draw(rng, data.image_shape, data.y)
+        return element(self.model(replace(left, operator=compose(left.operator, element))))

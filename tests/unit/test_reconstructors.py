@@ -17,9 +17,9 @@ from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.algebra import Diagonal, Identity, Scaled, compose
 from diffinv.operators.base import Operator
 from diffinv.operators.detector import Arcsinh
-from diffinv.operators.groups import Flips, Shifts
+from diffinv.operators.groups import Flips, Group, Shifts
 from diffinv.operators.sampling import SumPool
-from diffinv.reconstructors.averaging import EquivariantAverage, RecorruptedAverage, SplittingAverage
+from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.backprojected import (
     BackProjected,
     BackProjection,
@@ -61,6 +61,13 @@ def hide(observation: Observation, rng: Rng) -> Observation:
     return replace(observation, noise=replace(observation.noise, mask=rng.uniform(observation.y) < 0.5))
 
 
+class Constant(Reconstructor):
+    """2.5 everywhere."""
+
+    def forward(self, observation: Observation) -> Tensor:
+        return torch.full_like(observation.y, 2.5)
+
+
 def half(model: Reconstructor) -> RecorruptedAverage:
     return RecorruptedAverage(model, share=0.5, draws=3, seed=4)
 
@@ -76,8 +83,9 @@ MODELS: dict[str, Callable[[], Reconstructor]] = {
     "recorrupted": lambda: half(BackProjected(small_net())),
     "splitting": lambda: SplittingAverage(BackProjected(small_net()), hide=hide, draws=3, seed=4),
     "equivariant": lambda: EquivariantAverage(BackProjected(small_net()), group=Shifts(8), draws=3, seed=4),
+    "left_out": lambda: LeaveOut(BackProjected(small_net()), folds=3, seed=4),
 }
-LOCAL = {"blind_spot", "score"}  # A = s I only
+LOCAL = {"blind_spot", "score", "left_out"}  # A = s I only
 INVERSES: dict[str, LinearInverse] = {"adjoint": BackProjection(), "least_squares": RegularisedLeastSquares(6, 0.05)}
 
 
@@ -283,6 +291,7 @@ def test_a_non_linear_operator_is_refused_with_a_remedy(name: str) -> None:
     [
         (lambda: RegularisedLeastSquares(0, 0.1), "use BackProjection"),
         (lambda: BackProjection(0.0), "largest must be > 0"),
+        (lambda: LeaveOut(small_net(), folds=1, seed=0), "folds must be ≥ 2"),
         (lambda: RegularisedLeastSquares(3, 0.0), "got 3 and 0.0"),
         (lambda: Unrolled(nn.Identity(), iterations=0), "must be > 0"),
         (lambda: Unrolled(nn.Identity(), iterations=2, step=-1.0), "must be > 0"),
@@ -358,3 +367,27 @@ def test_the_equivariant_average_of_every_element_commutes_with_the_group() -> N
     torch.testing.assert_close(turned, turn(average(data)), rtol=0, atol=scatter)
     plain = BackProjected(small_net())
     assert float((plain(replace(data, y=turn(x))) - turn(plain(data))).detach().abs().max()) > scatter
+
+
+@pytest.mark.parametrize("group", [None, Shifts(8)])
+def test_a_left_out_prediction_does_not_see_its_own_datum(group: Group | None) -> None:
+    data = masked(white(EYE), 0.0)
+    model = LeaveOut(BackProjected(nn.Identity()), folds=4, seed=3, group=group)
+    seen = data.noise.mask
+    assert torch.equal(model(data)[seen], torch.zeros_like(data.y)[seen])
+    slope = torch.autograd.functional.jacobian(
+        lambda y: LeaveOut(BackProjected(small_net()), folds=4, seed=3)(replace(data, y=y)), data.y
+    )
+    assert float(slope.reshape(data.y.numel(), -1).diagonal().abs().max()) == 0.0
+    assert float(slope.abs().max()) > 0
+
+
+def test_a_pixel_that_nobody_saw_is_predicted_from_every_fold() -> None:
+    data = masked(white(EYE), 0.0)
+    constant = LeaveOut(Constant(), folds=4, seed=3)
+    torch.testing.assert_close(constant(data), torch.full_like(data.y, 2.5), rtol=1e-14, atol=0)
+
+
+def test_leaving_out_wants_one_pixel_a_datum() -> None:
+    with pytest.raises(UnsupportedError, match="mixes pixels"):
+        LeaveOut(BackProjected(small_net()), folds=3, seed=4)(white(blur(kernels())))

@@ -18,7 +18,7 @@ from diffinv.losses.denoising import DenoisingScoreMatching
 from diffinv.losses.derivative import FiniteDifference, ForwardMode
 from diffinv.losses.equivariant import EquivariantImaging
 from diffinv.losses.recorrupted import Recorrupted
-from diffinv.losses.splitting import Noise2Void, RandomHiding, Splitting, hidden
+from diffinv.losses.splitting import Noise2Void, RandomHiding, Splitting
 from diffinv.losses.supervised import Supervised
 from diffinv.losses.sure import FirstOrderSure, ShiftedSure, Sure
 from diffinv.losses.unsure import Lags, SignalDependent, Unsure, White
@@ -29,6 +29,7 @@ from diffinv.operators.algebra import Identity
 from diffinv.operators.groups import Flips
 from diffinv.priors.base import Denoiser
 from diffinv.reconstructors.base import Reconstructor
+from diffinv.reconstructors.observed import hidden
 from diffinv.schedules import LogNormal
 from tests.contracts.test_losses import Toy, imaged, measured, z_values
 
