@@ -230,11 +230,13 @@ def _train(args: argparse.Namespace) -> int:
 
     loaded = load(TrainConfig, args.config, _overrides(args))
     from diffinv.assembly.job import build_job
-    from diffinv.engine.learn import learn
+    from diffinv.engine.learn import is_main_process, learn
 
     out = args.out if args.out is not None else Path("out") / args.config.stem
     say = lambda line: print(f"diffinv: {line}", file=sys.stderr, flush=True)
-    print(learn(build_job(loaded, args.config.parent), out, resume=args.resume, new_run=args.new_run, say=say))
+    path = learn(build_job(loaded, args.config.parent), out, resume=args.resume, new_run=args.new_run, say=say)
+    if is_main_process():
+        print(path)
     return DONE
 
 

@@ -17,6 +17,7 @@ from diffinv.losses.splitting import Noise2Void, RandomHiding, Splitting
 from diffinv.losses.supervised import Noise2Noise, Supervised
 from diffinv.losses.sure import FirstOrderSure, ShiftedSure, Sure
 from diffinv.losses.unsure import Covariance, Lags, SignalDependent, Unsure, White
+from diffinv.losses.virtual import VirtualOperators
 from diffinv.operators.groups import (
     Amplitudes,
     BandPermutations,
@@ -47,8 +48,10 @@ def build_loss(terms: Sequence[Section], levels: Levels, *, pairs: bool) -> Loss
 
 
 def groups_of(terms: Sequence[Section]) -> tuple[Group, ...]:
-    """The group of each equivariant term."""
-    return tuple(build_group(term.groups) for term in terms if isinstance(term, s.EquivariantLoss))
+    """The group of each term that has one."""
+    return tuple(
+        build_group(term.groups) for term in terms if isinstance(term, s.EquivariantLoss | s.SplittingLoss) and term.groups
+    )
 
 
 def use_of(terms: Sequence[Section], *, pairs: bool, seed: int) -> Use | None:
@@ -57,7 +60,7 @@ def use_of(terms: Sequence[Section], *, pairs: bool, seed: int) -> Use | None:
         if isinstance(term, s.RecorruptedLoss):
             return UseRecorrupted(term.share, term.draws, seed)
         if isinstance(term, s.SplittingLoss):
-            return UseSplitting(term.kept, int(pairs), term.draws, seed)
+            return UseSplitting(term.kept, int(pairs), term.draws, seed, build_group(term.groups) if term.groups else None)
     return None
 
 
@@ -140,7 +143,8 @@ def _(section: s.RecorruptedLoss, levels: Levels, pairs: bool) -> Loss:
 
 @_loss.register
 def _(section: s.SplittingLoss, levels: Levels, pairs: bool) -> Loss:
-    return Splitting(RandomHiding(section.kept, int(pairs)), Sure() if section.inner == "sure" else None)
+    splitting = Splitting(RandomHiding(section.kept, int(pairs)), Sure() if section.inner == "sure" else None)
+    return VirtualOperators(splitting, build_group(section.groups)) if section.groups else splitting
 
 
 @_loss.register

@@ -100,7 +100,7 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
     Raises: ConfigError if the folder holds a training and `resume` is not set, or another training than this one, with the
     differences; UnsupportedError where the loss cannot do with the data, a group adds nothing, or too much is unseen.
     """
-    main = os.environ.get("RANK", "0") == "0"  # of torch's launchers; alone it is not set
+    main = is_main_process()
     tell = say if main else lambda line: None
     _check_folder(out, resume)
     scale = image_scale(job.source) if job.scale is None else job.scale
@@ -133,6 +133,11 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
     if main:
         save_reconstructor(out / RESULT, trained, card)
     return out / RESULT
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks and writes for all: the first of torch's launchers, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def rehearse(model: nn.Module, loss: Loss, source: Source, precision: str) -> None:

@@ -117,12 +117,14 @@ class RecorruptedLoss(Term):
 
 
 class SplittingLoss(Term):
-    """kept: probability of a datum to be seen. draws: as in `recorrupted`. inner: a loss of what is seen, on top."""
+    """kept: probability of a datum to be seen. draws: as in `recorrupted`. inner: a loss of what is seen, on top. groups: of
+    permutations, through which one operator is seen as many (equivariant splitting; the result averages draws² passes)."""
 
     name: Literal["splitting"]
     kept: Share
     draws: Count = 8
     inner: Literal["sure"] | None = None
+    groups: tuple[Groups, ...] = ()
 
 
 class Noise2VoidLoss(Term):

@@ -11,6 +11,7 @@ learning rate to the clock, and is the exception.)
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -116,6 +117,11 @@ class Trainer:
             accelerator = Accelerator(mixed_precision=plan.precision, log_with=trackers, project_dir=self.folder)
         except ValueError as error:
             raise DiffinvError(f"training: accelerate refuses the plan ({' '.join(str(error).split())[:300]}).") from error
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and accelerator.num_processes == 1:
+            raise DiffinvError(
+                f"training: started as {started} processes that do not see each other; without GPUs, set ACCELERATE_USE_CPU=true."
+            )
         if plan.precision == "fp16" and accelerator.scaler is None:
             raise DiffinvError(f"training: fp16 wants a GPU, and this is {accelerator.device}; use precision bf16 or no.")
         if trackers and len(accelerator.log_with) < len(trackers):

@@ -82,11 +82,22 @@ class MeasuredRows(Source):
                 "data a row."
             )
         for name in (self.columns.x, self.columns.second, self.columns.variance, self.columns.mask, self.columns.psf):
-            if name is not None and not self._shared(name) and self.rows.column(name).shape[0] != shape[0]:
-                raise InputError(
-                    f"{self.rows.path}: array {name!r} has shape {self.rows.column(name).shape}, but there are {shape[0]} rows; "
-                    "give one entry a row, or one for all without the first axis."
-                )
+            if name is not None:
+                self._check_shape(name, shape)
+
+    def _check_shape(self, name: str, data: tuple[int, ...]) -> None:
+        """Whether an array fits data of all rows of shape `data`."""
+        shape = self.rows.column(name).shape
+        if not self._shared(name) and shape[0] != data[0]:
+            raise InputError(
+                f"{self.rows.path}: array {name!r} has shape {shape}, but there are {data[0]} rows; give one entry a row, or one "
+                "for all without the first axis."
+            )
+        field = data[-3:-1] if self._inner(self.columns.y) == 3 else data[-2:]
+        if (name in (self.columns.variance, self.columns.mask) and shape[-2:] != field) or (
+            name == self.columns.second and shape != data
+        ):
+            raise InputError(f"{self.rows.path}: array {name!r} has shape {shape}, which does not fit data of {data}; cut it.")
 
     def __len__(self) -> int:
         return self.rows.column(self.columns.y).shape[0]

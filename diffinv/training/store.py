@@ -23,7 +23,8 @@ from diffinv.core.registry import from_dict, register, to_dict
 from diffinv.core.types import Image, Shape
 from diffinv.likelihood import Observation
 from diffinv.losses.splitting import RandomHiding
-from diffinv.reconstructors.averaging import RecorruptedAverage, SplittingAverage
+from diffinv.operators.groups import Group
+from diffinv.reconstructors.averaging import EquivariantAverage, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.designs import Design
 from diffinv.reconstructors.units import InUnits
@@ -53,15 +54,22 @@ class UseRecorrupted(Use):
 @register("use", "splitting_average")
 @dataclass(frozen=True)
 class UseSplitting(Use):
-    """`SplittingAverage` with random hiding: kept: probability of a datum. together: last axes that go as one."""
+    """`SplittingAverage` with random hiding, and with a group the `EquivariantAverage` of that.
+
+    kept: probability of a datum. together: last axes that go as one. draws: of each average.
+    """
 
     kept: float
     together: int
     draws: int
     seed: int
+    group: Group | None = None
 
     def wrap(self, model: Reconstructor) -> Reconstructor:
-        return SplittingAverage(model, hide=RandomHiding(self.kept, self.together), draws=self.draws, seed=self.seed)
+        average = SplittingAverage(model, hide=RandomHiding(self.kept, self.together), draws=self.draws, seed=self.seed)
+        if self.group is None:
+            return average
+        return EquivariantAverage(average, group=self.group, draws=self.draws, seed=self.seed)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,19 @@ def need_prior() -> None:
 
 
 def readme_python() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    """The README's Python; its YAML and shell as programs that write it (its first line is the name) and run it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [_program(kind, block) for kind, block in re.findall(r"```(python|yaml|sh)\n(.*?)```", text, re.DOTALL)]
+
+
+def _program(kind: str, block: str) -> str:
+    if kind == "yaml":
+        name = block.partition("\n")[0].removeprefix("# ")
+        return f"from pathlib import Path\nPath({name!r}).write_text({block!r}, encoding='utf-8')\n"
+    if kind == "sh":
+        commands = [line.removeprefix("diffinv ").split() for line in block.splitlines()]
+        return "import diffinv.cli\n" + "".join(f"assert diffinv.cli.main({command}) == 0\n" for command in commands)
+    return block
 
 
 def test_there_is_something_to_run() -> None:
@@ -95,6 +107,7 @@ def tiny(blocks: list[str]) -> list[str]:
         (r"draws=32", "draws=19, method=diffinv.Method(steps=2)"),
         (r"steps=500, batch_size=32", "steps=2, batch_size=4"),
         (r"\b2000\b", "40"),
+        (r"steps: 1000", "steps: 2"),
     ):
         changed = [re.sub(large, small, source) for source in blocks]
         assert changed != blocks

@@ -85,6 +85,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "speckle": {"noise": {"kind": "gamma", "looks": 4, "floor": 0.001}} | loss("first_order_sure"),
     "many masks": MANY_MASKS | loss("sure", {"name": "multi_operator_imaging", "noisy": True}),
     "one mask, shifts": ONE_MASK | equivariant({"kind": "shifts", "reach": 8}),
+    "one mask, virtual operators": ONE_MASK
+    | loss({"name": "splitting", "kept": 0.8, "inner": "sure", "groups": [{"kind": "shifts", "reach": 8}, {"kind": "flips"}]}),
     "k-space, turns": FOURIER | equivariant({"kind": "quarter_turns"}, {"kind": "flips"}),
     "k-space, unrolled": FOURIER
     | loss({"name": "splitting", "kept": 0.8, "inner": "sure"})
@@ -119,6 +121,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "open shifts with a convolution": (BLUR | equivariant({"kind": "open_shifts", "reach": 3}), "OpenShifts commutes"),
     "amplitudes with a mask": (ONE_MASK | equivariant({"kind": "amplitudes", "spread": 0.2}), "Amplitudes commutes with Mask"),
     "equivariance of what is all seen": (equivariant({"kind": "flips"}), "commutes with Identity"),
+    "virtual operators of a group with borders": (
+        ONE_MASK | loss({"name": "splitting", "kept": 0.8, "groups": [{"kind": "open_shifts", "reach": 3}]}),
+        "has no exact inverse on the pixel grid",
+    ),
     "splitting with correlated noise": (CORRELATED | loss({"name": "splitting", "kept": 0.8}), "is correlated between data"),
     "SURE without a level": (UNKNOWN, "SURE: UnknownLevel is not Gaussian noise of known covariance"),
     "R2R without a level": (UNKNOWN | loss({"name": "recorrupted", "share": 0.8}), "noise of unknown level has no exact split"),
