@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from diffinv.losses.base import Loss, MeasuredBatch
 from diffinv.losses.derivative import ForwardMode
 from diffinv.losses.supervised import Supervised
 from diffinv.losses.sure import Sure
+from diffinv.losses.unsure import Unsure, White
 from diffinv.training.loop import Trainer
 from diffinv.training.sources import Simulated, Source, Subset
 from diffinv.training.validation import EarlyStopping, evaluate
@@ -208,3 +210,32 @@ def test_a_held_out_row_without_a_finite_loss_is_named(tmp_path: Path) -> None:
     model.conv.weight.fill_(torch.nan)
     with pytest.raises(DiffinvError, match="held-out row 0 is nan"):
         evaluate(model, Sure(), sources()[1], seed=0, batch_size=4, device=torch.device("cpu"))
+
+
+class Watched(Unsure):
+    """Counts the nodes of the graph that each step goes back through, and keeps them in `sizes`."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
+        value = super().__call__(model, batch, rng)
+        if value.requires_grad:
+            self.sizes.append(len(nodes(value.grad_fn)))
+        return value
+
+
+def nodes(root: object) -> set:
+    found, open_ends = set(), [root]
+    while open_ends:
+        node = open_ends.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            open_ends += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def test_a_step_of_unsure_does_not_grow_with_the_steps_before(tmp_path: Path) -> None:
+    """The multiplier's past is not part of the graph."""
+    Watched.sizes.clear()
+    trainer(tmp_path, Watched(White().start(0.1), White()), replace(PLAN, steps=12), validated=False).run()
+    assert len(Watched.sizes) == 12 and len(set(Watched.sizes)) == 1
