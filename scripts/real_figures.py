@@ -45,7 +45,7 @@ def denoised_figure(
         bar = figure.colorbar(shade, ax=list(line[1 + len(names) :]), shrink=0.9, pad=0.01, aspect=14)
         bar.ax.tick_params(labelsize=7)
         line[0].set_ylabel(f"image {row}", fontsize=9)
-    for axis, title in zip(axes[0], ["data", *names, *(f"residual, {name}" for name in residuals)], strict=True):
+    for axis, title in zip(axes[0], ["data", *names, *(f"residual of {name}" for name in residuals)], strict=True):
         axis.set_title(title.replace(", ", ",\n"), fontsize=9)
     figure.suptitle(f"{stamps.name}, held out; flux in σ of a pixel, asinh; residual (y − f)/σ", fontsize=10)
     figure.savefig(path, dpi=110)

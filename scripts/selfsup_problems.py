@@ -109,7 +109,7 @@ HIDING = RandomHiding(KEPT)
 SPLITTING = Recipe(fixed(Splitting(HIDING)), use=lambda m: LeaveOut(m, folds=FOLDS, seed=1))
 UNSURE = Recipe(lambda y: Unsure(White().start(level(y)), White()), rate=0.015)
 UNSURE_COUNTS = Recipe(lambda y: Unsure(SignalDependent().start(level(y)), SignalDependent()), rate=0.015)
-BLIND = Recipe(fixed(MeasurementConsistency()), model=lambda: BlindSpot(BlindSpotNetwork(1, width=16, depth=6)))
+BLIND = Recipe(fixed(MeasurementConsistency()), model=lambda: BlindSpot(BlindSpotNetwork(1, width=8, depth=6)))
 COUNTS = {
     "SURE, first order": Recipe(fixed(FirstOrderSure())),
     "UNSURE, gain and σ unknown": UNSURE_COUNTS,
@@ -150,7 +150,7 @@ PROBLEMS: dict[str, Problem] = {
     "poisson": Problem(
         "Poisson, 50 counts at 1",
         seen(Poisson(number(50.0), number(0.1))),
-        SUPERVISED | {"GR2R": R2R} | COUNTS | {"blind-spot network": BLIND},
+        SUPERVISED | {"GR2R": R2R} | COUNTS,
     ),
     "poisson_gaussian": Problem(
         "Poisson–Gaussian, 50 electrons at 1, 3 electrons read noise",
