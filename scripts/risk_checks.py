@@ -80,6 +80,8 @@ def image_checks(model: Reconstructor, stamps: Stamps, rows: Tensor) -> dict[str
 
 
 def spread(values: Tensor) -> tuple[float, float]:
-    """Mean and its standard error over images, NaN left out."""
+    """Mean and its standard error over images, NaN left out; NaN where fewer than two are left."""
     good = values[values.isfinite()].double()
+    if len(good) < 2:
+        return float("nan"), float("nan")
     return float(good.mean()), float(good.std() / len(good) ** 0.5)
