@@ -314,8 +314,11 @@ def _keys(sections: Sequence[type[Section]]) -> list[str]:
 
 
 def _suggestion(model: type[Section], found: Sequence[type[Section]], loc: Sequence[str]) -> str:
-    name, siblings, known = loc[-1], _keys(found), all_keys(model)
-    near = difflib.get_close_matches(name, siblings, 1) or difflib.get_close_matches(".".join(loc), known, 1)
+    """The nearest key: of the same section, else of another one; never of a choice that was not made."""
+    *section, name = [part for part in loc if not part.isdigit()]
+    siblings, here = _keys(found), ".".join(section)
+    known = [key for key in all_keys(model) if key.rpartition(".")[0] != here]
+    near = difflib.get_close_matches(name, siblings, 1) or difflib.get_close_matches(".".join([*section, name]), known, 1)
     near = near or [key for key in known if key.rpartition(".")[2] == name][:1]
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings)}"
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 import yaml
 import zarr
 from scipy.signal import fftconvolve
 
 from diffinv.data.fits import Plane, encode_fits
+from diffinv.operators.tomography import Radon
 
 SIZE, ROWS = 16, 60
+ANGLES = [0.0, 36.0, 72.0, 108.0, 144.0]
 
 
 def round_psf(sigma: float = 1.5, ratio: float = 1.0) -> np.ndarray:
@@ -25,7 +28,7 @@ def round_psf(sigma: float = 1.5, ratio: float = 1.0) -> np.ndarray:
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """What the instruments of the tests give: y, second, var (identity); blur, psf; masked, mask; one_masked, one; k, k_mask."""
+    """What instruments give: y, second, var (identity); blur, psf; masked, mask; one_masked, one; sinogram; k, k_mask; counts."""
     rng = np.random.default_rng(0)
     axis = np.arange(SIZE) - (SIZE - 1) / 2
     x = np.exp(-(axis[:, None] ** 2 + axis**2) / 2 / rng.uniform(1.5, 4, (ROWS, 1, 1)) ** 2)
@@ -36,6 +39,8 @@ def arrays() -> dict[str, np.ndarray]:
     k = (np.fft.fft2(x, norm="ortho") + noise(0.05) + 1j * noise(0.05)) * k_mask
     found = {"y": x + noise(0.05), "second": x + noise(0.05), "x": x, "var": np.full(x.shape, 0.05**2), "blur": blur, "psf": psf}
     found |= {"masked": (x + noise(0.02)) * mask, "mask": mask, "one_masked": (x + noise(0.02)) * one, "one": one}
+    sinogram = Radon(torch.tensor([ANGLES]), (1, SIZE, SIZE), 24)(torch.from_numpy(x[:, None]).float())[:, 0].numpy()
+    found |= {"sinogram": sinogram + 0.05 * rng.standard_normal(sinogram.shape)}
     return found | {"k": k, "k_mask": k_mask, "counts": rng.poisson(50 * (x + 0.1)) / 50 - 0.1}
 
 
@@ -58,12 +63,12 @@ def write_zarr(path: Path, data: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def write_fits(folder: Path, data: dict[str, np.ndarray], rows: int = ROWS) -> Path:
-    """A file a row, with SCI, VAR, PSF, TRUTH and a second exposure AGAIN."""
+def write_fits(folder: Path, data: dict[str, np.ndarray], rows: int = ROWS, *, y: str = "y") -> Path:
+    """A file a row, with SCI (the array `y`), VAR, PSF, TRUTH and a second exposure AGAIN."""
     folder.mkdir(parents=True, exist_ok=True)
     single = lambda values: values.astype(np.float32)
     for row in range(rows):
-        planes = [Plane("PRIMARY", None, {}), Plane("SCI", single(data["y"][row]), {"BAND": "i", "BUNIT": "nJy"})]
+        planes = [Plane("PRIMARY", None, {}), Plane("SCI", single(data[y][row]), {"BAND": "i", "BUNIT": "nJy"})]
         planes += [Plane("VAR", single(data["var"][row]), {}), Plane("PSF", single(data["psf"]), {"PSFNORM": 1.0})]
         planes += [Plane("TRUTH", single(data["x"][row]), {}), Plane("AGAIN", single(data["second"][row]), {})]
         (folder / f"{row:03d}.fits").write_bytes(encode_fits(planes))

@@ -23,7 +23,7 @@ from diffinv.core.rng import Rng
 from diffinv.data.fits import Plane, encode_fits
 from diffinv.data.products import write_atomically
 from diffinv.engine.commute import check_moves
-from diffinv.engine.levels import brightness, evenly, image_scale, noise_std, take, white_twin
+from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, take, white_twin
 from diffinv.engine.run import differences
 from diffinv.losses.base import Loss, MeasuredBatch
 from diffinv.losses.identifiability import Identifiability, check_group_helps, identifiability, require_identifiable
@@ -113,7 +113,7 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
     tell(f"{len(train)} rows to learn from, {0 if held is None else len(held)} held out; images {tuple(shape)}")
     tell(f"scale {scale:.6g} {job.unit}".rstrip() + (" (rms of the back-projected images)" if job.scale is None else ""))
     rehearse(model, loss, source, job.plan.precision)
-    record = {"configuration": job.identity, "found": {**job.facts, "scale": scale, "rows": len(job.source)}}
+    record = {"configuration": job.identity, "found": {**job.facts, "scale": scale, **_known(job.source)}}
     before = _recorded(out, record, resume=resume, new_run=new_run)
     sight = before["identifiability"] if before else _inspect(job, source, scale, out if main else None)
     tell(sight)
@@ -123,14 +123,10 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
     if job.multipliers:
         plan = replace(plan, multiplier_rate=plan.multiplier_rate * levels.start)
     trained = Trainer(model, loss, source, plan, out, validation).run(resume=resume)
-    last = _last_look(out) if main else None
-    if last:
-        tell(f"held-out loss {last['validation']:.5g} ± {last['error']:.2g} at step {last['step']}{_chosen(last)}")
-    card = ReconstructorCard(
-        name=out.name, design=job.design, use=job.use, shape=tuple(shape), scale=scale, unit=job.unit,
-        training={**record, "identifiability": sight, "validation": last},
-    )  # fmt: skip
     if main:
+        tell(_last_line(out))
+        training = {**record, "identifiability": sight, "validation": _last_look(out)}
+        card = ReconstructorCard(out.name, job.design, job.use, tuple(shape), scale, job.unit, training)
         save_reconstructor(out / RESULT, trained, card)
     return out / RESULT
 
@@ -148,9 +144,9 @@ def rehearse(model: nn.Module, loss: Loss, source: Source, precision: str) -> No
     rows = evenly(len(source), 2)
     batch, rng = take(source, rows), Rng.for_draws(0, rows, 1).spawn(_REHEARSAL)
     loss.check(batch)
-    kind, device = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), "cuda" if torch.cuda.is_available() else "cpu"
+    kind, device = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision), _device()
     try:
-        with torch.no_grad(), torch.autocast(device, dtype=kind, enabled=kind is not None):
+        with torch.no_grad(), torch.autocast(device.partition(":")[0], dtype=kind, enabled=kind is not None):
             loss(model.to(device), batch.to(device), rng.to(device))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
@@ -166,6 +162,11 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise ConfigError(f"{out}: holds a training already; go on with --resume, or give another --out.")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give --out the name of a folder.")
+
+
+def _known(source: Source) -> dict[str, Any]:
+    """By what the data are known again."""
+    return {"rows": len(source), "sha256": fingerprint(source)}
 
 
 def _start(job: Job, scale: float) -> float | None:
@@ -228,8 +229,14 @@ def _identify(
         if level is None and isinstance(data.noise, UnknownLevel):
             level = float(noise_std(source)[0].median())
         data, _ = white_twin(data, level)
-    rng = Rng.for_draws(_ELEMENTS, [0], 1)
-    return identifiability(data, group, rng=rng, signal=signal, elements=inspection.elements)
+    device = _device()
+    rng = Rng.for_draws(_ELEMENTS, [0], 1).to(device)
+    return identifiability(data.to(device), group, rng=rng, signal=signal, elements=inspection.elements)
+
+
+def _device() -> str:
+    """Where the work before the training is done."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def _write_map(out: Path, found: Identifiability) -> None:
@@ -248,5 +255,10 @@ def _last_look(out: Path) -> dict[str, Any] | None:
     return next((row for row in reversed(rows) if "validation" in row), None)
 
 
-def _chosen(look: dict[str, Any]) -> str:
-    return f"; the best average, of step {look['best']}, is kept" if look.get("best") is not None else ""
+def _last_line(out: Path) -> str:
+    """What became of the held-out loss."""
+    look = _last_look(out)
+    if look is None:
+        return "trained without validation"
+    chosen = f"; the best average, of step {look['best']}, is kept" if look.get("best") is not None else ""
+    return f"held-out loss {look['validation']:.5g} ± {look['error']:.2g} at step {look['step']}{chosen}"

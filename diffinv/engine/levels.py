@@ -6,6 +6,7 @@ time; each is written to the run's record.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -42,6 +43,14 @@ def take(source: Source, index: Tensor) -> MeasuredBatch:
 def _batches(source: Source) -> Iterator[MeasuredBatch]:
     for index in evenly(len(source), SAMPLE).split(_CHUNK):
         yield take(source, index)
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 of the sampled data, by which a resumed training knows its data again."""
+    digest = hashlib.sha256()
+    for batch in _batches(source):
+        digest.update(batch.observation.y.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def image_scale(source: Source) -> float:
@@ -101,13 +110,13 @@ def _open(observation: Observation) -> Tensor:
 def white_twin(observation: Observation, level: float | None) -> tuple[Observation, float]:
     """The observation with white Gaussian noise in place of another kind, and its σ in the unit of its data.
 
-    Arguments: level: σ, or None for the median over good data of the noise's own standard deviation at the data.
+    Arguments: level: σ, or None for the rms over good data of the noise's own standard deviation at the data.
     Raises: UnsupportedError if neither is known.
     """
     good, noise = good_data(observation), observation.noise
     if level is None:
         if isinstance(noise, UnknownLevel):
             raise UnsupportedError("identifiability: the noise is of unknown level; give identifiability.noise_level.")
-        level = float(noise.variance(observation.y)[good].sqrt().median())
+        level = float(noise.variance(observation.y)[good].mean().sqrt())
     mask = None if bool(good.all()) else good
     return Observation(observation.y, observation.operator, Gaussian(torch.tensor([level]), mask)), level

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 import diffinv
 from diffinv.cli import main
-from diffinv.data.fits import read_fits
+from diffinv.data.fits import Plane, encode_fits, read_fits
 from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.algebra import Identity
-from tests.learning import WRITERS, arrays, configuration, round_psf, write_fits, write_npz, write_yaml
+from tests.learning import ANGLES, WRITERS, arrays, configuration, round_psf, write_fits, write_npz, write_yaml
 from tests.trainings import reset_accelerate
 
 RESULT = "reconstructor.safetensors"
@@ -93,6 +93,12 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     | {"network": {"kind": "unrolled", "iterations": 2, "widths": [8], "blocks": [1]}}
     | {"identifiability": {"least_seen": 0.5}},
     "blur, dilations": BLUR | equivariant({"kind": "dilations", "lowest": 0.5, "highest": 2, "conserve_flux": False}),
+    "no validation": {"data": {"held_out": 0}},
+    "projections": {
+        "data": {"y": "sinogram"},
+        "operator": {"kind": "radon", "angles": ANGLES, "size": [16, 16]},
+        "identifiability": {"allow_unidentifiable": True},
+    },
     "larger pixels": {
         "operator": {"kind": "sum_pool", "factor": 2},
         "identifiability": {"allow_unidentifiable": True},
@@ -202,6 +208,43 @@ def test_the_same_data_in_any_format_train_the_same_weights(suffix: str, data: P
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+@pytest.mark.parametrize("catalogue", [False, True])
+def test_fits_files_bring_their_variance_psf_and_flags(catalogue: bool, tmp_path: Path) -> None:
+    content = arrays() | {"var": np.full((60, 16, 16), 0.005**2)}
+    content["blur"][3, 4, 5] = np.nan
+    folder = write_fits(tmp_path / "in", content, rows=20, y="blur")
+    if catalogue:
+        lines = [f"{number},in/{number:03d}.fits" for number in range(20)]
+        (tmp_path / "list.csv").write_text("\n".join(["object_id,path", *lines]))
+    sections = {"operator": BLUR["operator"], "noise": {"kind": "gaussian", "std": "data"}, "training": {"steps": 1}}
+    sections |= {"identifiability": {"allow_unidentifiable": True}, "data": {"held_out": 0.2}}
+    source = tmp_path / "list.csv" if catalogue else folder
+    assert train(write_yaml(tmp_path / "run.yaml", configuration(source, **sections)), tmp_path / "out") == 0
+    model = diffinv.load_reconstructor(tmp_path / "out" / RESULT)
+    assert model.card.unit == "nJy"
+    assert model.card.training["found"]["arrays"]["psf"] == [20, 1, 9, 9]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".fits"])
+def test_a_psf_may_come_from_a_file_and_image_pixels_be_finer(
+    suffix: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(psf: np.ndarray) -> int:
+        path = tmp_path / f"psf{suffix}"
+        np.save(path, psf) if suffix == ".npy" else path.write_bytes(encode_fits([Plane("PRIMARY", psf, {})]))
+        operator = {"kind": "convolution", "border": "zero", "psf": str(path), "factor": 2}
+        sections = {"operator": operator, "identifiability": {"allow_unidentifiable": True, "elements": 2}}
+        config = configuration(data, **sections, data={"y": "blur"}, training={"steps": 1})
+        return train(write_yaml(tmp_path / "run.yaml", config), tmp_path / "out")
+
+    assert run(np.tile(round_psf(), (1, 2))) == 2
+    assert "stamps of odd size" in capsys.readouterr().err
+    assert run(2 * round_psf()) == 2
+    assert "a PSF sums to 2" in capsys.readouterr().err
+    assert run(round_psf()) == 0
+    assert diffinv.load_reconstructor(tmp_path / "out" / RESULT).card.shape == (1, 32, 32)
+
+
 def test_a_callable_may_give_arrays_or_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "survey_of_test.py").write_text(
         "import torch\n"
@@ -273,7 +316,8 @@ def test_a_folder_holds_one_training(data: Path, tmp_path: Path, capsys: pytest.
     assert (out / RESULT).read_bytes() == weights
     write_npz(tmp_path / "moved.npz", arrays() | {"y": 2 * arrays()["y"]})
     assert train(config, out, "--resume", "--set", f"data.path={tmp_path / 'moved.npz'}") == 2
-    assert "found.scale" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "found.scale" in said and "found.sha256" in said
     assert train(config, out, "--resume", "--new-run", "--set", "training.steps=8") == 0
     assert (out / RESULT).read_bytes() != weights
 

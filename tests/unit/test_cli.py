@@ -63,9 +63,10 @@ def test_import_of_the_package_loads_nothing_and_its_names_come_when_used() -> N
     assert set(dir(diffinv)) == set(diffinv.__all__)
 
 
-def test_a_bad_configuration_is_found_before_torch_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["sample", "x.fits"], ["train"]])
+def test_a_bad_configuration_is_found_before_torch_is_loaded(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("sampler: {n_samples: 3}\n")
-    arguments = ["sample", "x.fits", "--out", str(tmp_path / "o"), "--config", str(tmp_path / "run.yaml")]
+    arguments = [*command, "--out", str(tmp_path / "o"), "--config", str(tmp_path / "run.yaml")]
     code = f"import sys, diffinv.cli\nassert diffinv.cli.main({arguments!r}) == 2\nprint('torch' in sys.modules)"
     assert loaded(code) == "False"
 

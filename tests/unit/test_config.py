@@ -226,6 +226,7 @@ GOOD = {
         ("network", "{kind: backprojected, widths: [9]}", "run.yaml:4 network.widths.0: expected a multiple of 8, got 9"),
         ("training", "{steps: 1, batch_size: 1}", "run.yaml:5 training: training.learning_rate is missing; it has no default."),
         ("data", "{file: a.npz}", "run.yaml:1 data.file: unknown key"),
+        ("network", "{kind: blind_spot, blocks: [1]}", "run.yaml:4 network.blocks: unknown key (known here: kind, width, depth)"),
     ],
 )
 def test_mistakes_among_choices_and_in_lists_have_their_place(tmp_path: Path, section: str, text: str, expected: str) -> None:
