@@ -152,8 +152,7 @@ def rehearse(model: nn.Module, loss: Loss, source: Source, precision: str) -> No
         reason = " ".join(str(error).split())[:160]
         raise UnsupportedError(
             f"rehearsal: {type(model).__name__} and {type(loss).__name__} do not go together at precision {precision} "
-            f"({reason}); change "
-            "one of the three."
+            f"({reason}); change one of the three."
         ) from error
 
 
@@ -207,17 +206,21 @@ def _inspect(job: Job, source: Source, scale: float, out: Path | None) -> str:
     batch = take(source, evenly(len(source), inspection.rows))
     signal = brightness(source) if inspection.signal is None else inspection.signal / scale
     best: Identifiability | None = None
+    for group in job.groups:
+        check_moves(batch.observation, group)
     for group in job.groups or (None,):
         found = _identify(batch, group, source, signal, scale, inspection)
         if group is not None:
-            check_moves(batch.observation, group)
             check_group_helps(found)
         best = found if best is None or found.seen > best.seen else best
     if out is not None:
         _write_map(out, best)
     if inspection.required:
         require_identifiable(best, least_seen=inspection.least_seen, allow_unidentifiable=inspection.allow_unidentifiable)
-    return f"{best}; unseen: {100 * (1 - best.seen):.1f} %, mapped in identifiability.fits"
+    unit = f" {job.unit}" if job.unit else ""
+    return (
+        f"{best}; unseen at a signal of {signal * scale:.3g}{unit}: {100 * (1 - best.seen):.1f} %, mapped in identifiability.fits"
+    )
 
 
 def _identify(
