@@ -24,22 +24,21 @@ PROBES, SPLITS, SHARE = 24, 24, 0.8
 
 
 @torch.no_grad()
-def sure(model: Reconstructor, data: Observation, probes: int, seed: int) -> Tensor:
-    """SURE of each image, mean over probes: (N,)."""
-    rows = range(data.y.shape[0])
+def sure(model: Reconstructor, data: Observation, rows: Tensor, probes: int, seed: int) -> Tensor:
+    """SURE of each image, mean over probes, in streams of the images' numbers `rows`: (N,)."""
     return torch.stack([Sure()(model, MeasuredBatch(data), Rng.for_draws(seed + k, rows, 1)) for k in range(probes)]).mean(0)
 
 
 @torch.no_grad()
-def halves(model: Reconstructor, data: Observation) -> tuple[Tensor, Tensor]:
-    """The risk of f(y₁) from y₂, and from SURE at y₁, means over splits: two (N,)."""
+def halves(model: Reconstructor, data: Observation, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The risk of f(y₁) from y₂, and from SURE at y₁, means over splits, in streams of the images' numbers: two (N,)."""
     found, expected = [], []
     for k in range(SPLITS):
-        rng = Rng.for_draws(900 + k, range(data.y.shape[0]), 1)
+        rng = Rng.for_draws(900 + k, rows, 1)
         (y, noise), (y2, noise2) = data.noise.split(data.y, rng, share=SHARE)
         seen = Observation(y, data.operator, noise)
         found.append(unseen_risk(model, MeasuredBatch(seen, second=Observation(y2, data.operator, noise2))))
-        expected.append(sure(model, seen, 1, 7000 + k))
+        expected.append(sure(model, seen, rows, 1, 7000 + k))
     return torch.stack(found).mean(0), torch.stack(expected).mean(0)
 
 
@@ -57,7 +56,7 @@ def image_checks(model: Reconstructor, stamps: Stamps, rows: Tensor) -> dict[str
     data = stamps.observation().select(rows)
     with torch.no_grad():
         f = model(data)
-    half, expected = halves(model, data)
+    half, expected = halves(model, data, rows)
     residual, source = data.y - f, stamps.source[rows]
     sky = stamps.sky.expand_as(source)
     noise = stamps.noise.sample(torch.zeros(4096, *f.shape[1:]), Rng.for_draws(41, range(4096), 1))
@@ -65,7 +64,7 @@ def image_checks(model: Reconstructor, stamps: Stamps, rows: Tensor) -> dict[str
     inside = lambda v, mask: (v * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
     return {
         "image": f[:, 0],
-        "sure": sure(model, data, PROBES, 300),
+        "sure": sure(model, data, rows, PROBES, 300),
         "half": half,
         "sure of half": expected,
         "residual variance, sky": inside(residual**2, sky),
