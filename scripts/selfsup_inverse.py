@@ -36,7 +36,7 @@ from diffinv.operators.matrix import DenseMatrix
 from diffinv.operators.sampling import Mask, SumPool
 from diffinv.operators.tomography import Radon
 from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, SplittingAverage
-from diffinv.reconstructors.backprojected import BackProjected, BackProjection, LinearInverse
+from diffinv.reconstructors.backprojected import BackProjected, BackProjection, LinearInverse, NormalisedConvolution
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.observed import clean_data
 
@@ -132,7 +132,7 @@ def linear_problem(title: str, operator: DenseMatrix, noise, damping: float, los
     return Problem(title, seen(noise, lambda x, rng: operator), rows(model, losses), groups)
 
 
-MASKED = through(BackProjection(1.0))
+MASKED, FREQUENCY = through(NormalisedConvolution(1.0)), through(BackProjection(1.0))
 SPLIT = Splitting(HIDING)
 PAIRED = RandomHiding(KEPT, together=1)
 ONE = one_mask(0.5)
@@ -195,7 +195,7 @@ PROBLEMS: dict[str, Problem] = {
         "10 of 32 columns of the Fourier plane, the same in every image, σ = 0.01",
         seen(Gaussian(number(0.01), mask=FREQUENCIES), lambda x, rng: MaskedFourier(KSPACE, 1)),
         rows(
-            MASKED,
+            FREQUENCY,
             {
                 "SURE + EI, turns and flips": equivariant(Sure(), TURNS),
                 "SURE + EI, shifts": equivariant(Sure(), SHIFTS),

@@ -11,11 +11,13 @@ arXiv:1611.03679.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diffinv.core.checks import ConfigError
 from diffinv.core.linalg import dot, expand
@@ -124,6 +126,42 @@ class RegularisedLeastSquares(LinearInverse):
             following = 1 / (2 * centre / radius - ratio)
             d, ratio = following * ratio * d + 2 * following / radius * r, following
         return x
+
+
+@dataclass(frozen=True)
+class NormalisedConvolution(LinearInverse):
+    """`x₀ = Aᵀ M y / w` where w = Aᵀ M A 1 > 0, and `(k ∗ Aᵀ M y)/(k ∗ w)` where nothing was seen, k a Gaussian: for masks.
+
+    Gaps are filled from their neighbours; 0 farther than 3 widths from any datum. Where AᵀA is diagonal and not negative
+    (masks, with a rearrangement of the pixels), what was seen is kept as it is.
+
+    Arguments: width: standard deviation of k, in pixels.
+    Raises: ConfigError if it is not positive.
+    References: Knutsson & Westin, *Normalized and Differential Convolution*, CVPR 1993.
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ConfigError(f"NormalisedConvolution: width must be > 0 pixels, got {self.width}; 1 suits scattered gaps.")
+
+    def __call__(self, observation: Observation) -> Image:
+        data = whole(observation)
+        operator, good = _linear(self, data), good_data(data)
+        x = operator.adjoint(data.y.where(good, 0.0))
+        w = operator.adjoint(operator(torch.ones_like(x)).where(good, 0.0))
+        near = self._smooth(w)
+        filled = self._smooth(x) / near.where(near > 0, 1.0)
+        return torch.where(w > 0, x / w.where(w > 0, 1.0), filled)
+
+    def _smooth(self, x: Image) -> Image:
+        """k ∗ x along rows, then columns, with nothing outside."""
+        reach = math.ceil(3 * self.width)
+        axis = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device) / self.width
+        kernel = torch.exp(-0.5 * axis**2).expand(x.shape[1], 1, -1)
+        rows = functional.conv2d(x, kernel[:, :, :, None], padding=(reach, 0), groups=x.shape[1])
+        return functional.conv2d(rows, kernel[:, :, None], padding=(0, reach), groups=x.shape[1])
 
 
 def _linear(owner: LinearInverse, data: Observation) -> LinearOperator:

@@ -18,12 +18,13 @@ from diffinv.operators.algebra import Diagonal, Identity, Scaled, compose
 from diffinv.operators.base import Operator
 from diffinv.operators.detector import Arcsinh
 from diffinv.operators.groups import Flips, Group, Shifts
-from diffinv.operators.sampling import SumPool
+from diffinv.operators.sampling import Mask, SumPool
 from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.backprojected import (
     BackProjected,
     BackProjection,
     LinearInverse,
+    NormalisedConvolution,
     RegularisedLeastSquares,
     largest_eigenvalue,
     plain_unet,
@@ -76,6 +77,7 @@ MODELS: dict[str, Callable[[], Reconstructor]] = {
     "back_projected": lambda: BackProjected(small_net()),
     "residual": lambda: BackProjected(small_net(), residual=True),
     "least_squares": lambda: BackProjected(small_net(), inverse=RegularisedLeastSquares(8, 0.1)),
+    "normalised_convolution": lambda: BackProjected(small_net(), inverse=NormalisedConvolution(1.0)),
     "unrolled": lambda: Unrolled(small_net(), iterations=3),
     "unrolled_from_zero": lambda: Unrolled(small_net(), iterations=2, start=None),
     "blind_spot": lambda: BlindSpot(BlindSpotNetwork(1, width=3, depth=2).double()),
@@ -291,6 +293,7 @@ def test_a_non_linear_operator_is_refused_with_a_remedy(name: str) -> None:
     [
         (lambda: RegularisedLeastSquares(0, 0.1), "use BackProjection"),
         (lambda: BackProjection(0.0), "largest must be > 0"),
+        (lambda: NormalisedConvolution(0.0), "width must be > 0"),
         (lambda: LeaveOut(small_net(), folds=1, seed=0), "folds must be ≥ 2"),
         (lambda: RegularisedLeastSquares(3, 0.0), "got 3 and 0.0"),
         (lambda: Unrolled(nn.Identity(), iterations=0), "must be > 0"),
@@ -391,3 +394,19 @@ def test_a_pixel_that_nobody_saw_is_predicted_from_every_fold() -> None:
 def test_leaving_out_wants_one_pixel_a_datum() -> None:
     with pytest.raises(UnsupportedError, match="mixes pixels"):
         LeaveOut(BackProjected(small_net()), folds=3, seed=4)(white(blur(kernels())))
+
+
+def test_normalised_convolution_keeps_what_was_seen_and_fills_gaps_from_their_neighbours() -> None:
+    x = 3.0 + 0 * draw(2, *SHAPE)
+    x[..., 0, 0] = 5.0
+    gaps = torch.ones_like(x, dtype=torch.bool)
+    gaps[..., 1, 1] = gaps[..., -1, -1] = False
+    noise = Gaussian(torch.full((1,), 0.1, dtype=torch.float64))
+    for operator in (Mask(gaps), compose(Mask(gaps), Shifts(2).draw(Rng([1, 2]), SHAPE, x))):
+        found = NormalisedConvolution(1.0)(Observation(operator(x), operator, noise))
+        seen = operator.adjoint(operator(torch.ones_like(x))) > 0
+        torch.testing.assert_close(found[seen], x[seen], rtol=1e-12, atol=0)
+        assert bool(((found[~seen] >= 3) & (found[~seen] < 4)).all())
+    far = torch.zeros_like(gaps)
+    far[..., 0, 0] = True
+    assert float(NormalisedConvolution(0.5)(Observation(x * far, Mask(far), noise))[..., -1, -1].abs().max()) == 0.0
