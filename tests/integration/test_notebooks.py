@@ -19,8 +19,12 @@ from diffinv.priors.store import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SAYS = {"first_posterior": "intervals hold the truth", "which_sampler": "ancestral: std ratio"}  # what each prints
-TINY = {"DIFFINV_NOTEBOOK_DRAWS": "2", "DIFFINV_NOTEBOOK_STEPS": "4"}
+SAYS = {  # what each prints
+    "first_posterior": "intervals hold the truth",
+    "which_sampler": "ancestral: std ratio",
+    "learning_from_measurements": "refused: Shifts adds nothing",
+}
+TINY = {"DIFFINV_NOTEBOOK_DRAWS": "2", "DIFFINV_NOTEBOOK_STEPS": "4", "DIFFINV_NOTEBOOK_IMAGES": "96"}
 
 
 def cells(path: Path, kind: str) -> list[dict]:
