@@ -7,7 +7,7 @@ a loss, the network that it trains, and how the trained network is used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,11 @@ def network() -> nn.Module:
 
 def reconstructor() -> Reconstructor:
     return BackProjected(network(), residual=True)
+
+
+def from_nothing() -> Reconstructor:
+    """Starts from an empty image: where noise is much larger than the image, the data are a bad start."""
+    return BackProjected(network())
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,6 @@ PROBLEMS: dict[str, Problem] = {
     "cryo": Problem(
         "Poisson–Gaussian at very low S/N, 1 electron at 1, 1 electron read noise",
         seen(PoissonGaussian(number(1.0), number(1.0), number(0.2))),
-        SUPERVISED | EXPOSURES | COUNTS,
+        {name: replace(recipe, model=from_nothing) for name, recipe in (SUPERVISED | EXPOSURES | COUNTS).items()},
     ),
 }
