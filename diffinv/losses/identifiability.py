@@ -82,13 +82,14 @@ class Identifiability:
         return self.alone.seen
 
     def __str__(self) -> str:
-        other = "by one row alone" if self.group is None else f"without {self.group}"
         error = f" ± {100 * self.error:.1f}" if self.error else ""
+        text = f"identifiability: {100 * self.seen:.1f}{error} % of image space is seen above the noise"
+        unknowns = f"{self.map.numel()} unknowns"
+        if self.group is None and self.elements == 1:
+            return f"{text} ({unknowns})"
+        other = "by one row alone" if self.group is None else f"without {self.group}"
         looks = f"{self.elements} {'rows' if self.group is None else 'elements'}"
-        return (
-            f"identifiability: {100 * self.seen:.1f}{error} % of image space is seen above the noise "
-            f"({100 * self.without:.1f} % {other}; {looks}, {self.map.numel()} unknowns)"
-        )
+        return f"{text} ({100 * self.without:.1f} % {other}; {looks}, {unknowns})"
 
 
 def identifiability(

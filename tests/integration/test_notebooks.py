@@ -44,7 +44,7 @@ def run(parts: list[tuple[str, str]], folder: Path) -> subprocess.CompletedProce
     flags += ["-W", "ignore:`torch.jit.script` is deprecated:DeprecationWarning"]
     command = [sys.executable, *flags, str(script)]
     return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False, encoding="utf-8"
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=900, check=False, encoding="utf-8"
     )
 
 
