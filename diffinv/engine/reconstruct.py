@@ -23,6 +23,8 @@ from diffinv.likelihood import Likelihood
 from diffinv.priors.base import Denoiser
 from diffinv.priors.store import Prior
 from diffinv.priors.tiled import Tiled
+from diffinv.uncertainty.hallucination import informativeness
+from diffinv.uncertainty.predictive import reduced_chi2
 from diffinv.uncertainty.quantiles import quantile
 
 _PILOT_STREAM = 0x5CA1E
@@ -69,7 +71,7 @@ class Result:
         if self.prior_variance is None:
             return None
         prior = self.prior_variance * self.scale.reshape(-1, 1, 1, 1) ** 2
-        return 0.5 * torch.log(prior / self.samples.var(1).clamp_min(torch.finfo(torch.float32).tiny))
+        return informativeness(prior, self.samples.var(1))
 
     @property
     def calibrated(self) -> bool:
@@ -153,14 +155,6 @@ def reconstruct(
         solver_residual=solves.residual if solves else 0.0,
         indefinite=solves.indefinite if solves else 0.0,
     )
-
-
-def reduced_chi2(likelihood: Likelihood, x: Image) -> Tensor:
-    """Σ whitened residual² / number of good data: (B,), about 1 for the truth; 0 without data."""
-    residuals = likelihood.residuals(x)
-    if not residuals:
-        return torch.zeros(x.shape[0], device=x.device)
-    return sum(r.double().pow(2).flatten(1).sum(1) for r in residuals) / sum(n.double() for n in likelihood.good())
 
 
 def _check_scale(scale: Tensor | None, batch: int) -> Tensor:

@@ -14,7 +14,7 @@ from diffinv.core.rng import Rng
 from diffinv.engine.draws import Method
 from diffinv.engine.pilot import DRAWS as PILOT_DRAWS
 from diffinv.engine.pilot import levels, refine_scale
-from diffinv.engine.reconstruct import Result, field_prior, reconstruct, reduced_chi2
+from diffinv.engine.reconstruct import Result, field_prior, reconstruct
 from diffinv.guidance.base import ConjugateGradients, Gmres
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.guidance.pseudo_inverse import PseudoInverse
@@ -28,6 +28,7 @@ from diffinv.priors.tiled import Tiled
 from diffinv.samplers.ode import Euler, Heun, Multistep
 from diffinv.samplers.sde import Ancestral
 from diffinv.schedules import LogUniform
+from diffinv.uncertainty.predictive import reduced_chi2
 from diffinv.uncertainty.quantiles import quantile
 from tests.cases.guidance import DATA, SHAPE, smooth_prior
 
