@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffinv.core.checks import ConfigError, DiffinvError, UnsupportedError
+from diffinv.core.checks import ConfigError, UnsupportedError
 from diffinv.core.linalg import dense
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
@@ -17,7 +17,7 @@ from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.algebra import Diagonal, Identity, Scaled, compose
 from diffinv.operators.base import Operator
 from diffinv.operators.detector import Arcsinh
-from diffinv.operators.groups import Flips, Group, Shifts
+from diffinv.operators.groups import Shifts
 from diffinv.operators.sampling import Mask, SumPool
 from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.backprojected import (
@@ -31,7 +31,6 @@ from diffinv.reconstructors.backprojected import (
 )
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.blind_spot import BlindSpot, BlindSpotNetwork
-from diffinv.reconstructors.observed import whole
 from diffinv.reconstructors.tweedie import ScoreReconstructor
 from diffinv.reconstructors.unrolled import Unrolled
 from tests.cases.guidance import SHAPE, SIZE, blur, kernels
@@ -60,13 +59,6 @@ def masked(observation: Observation, filling: float) -> Observation:
 def hide(observation: Observation, rng: Rng) -> Observation:
     """Half of the data masked at random."""
     return replace(observation, noise=replace(observation.noise, mask=rng.uniform(observation.y) < 0.5))
-
-
-class Constant(Reconstructor):
-    """2.5 everywhere."""
-
-    def forward(self, observation: Observation) -> Tensor:
-        return torch.full_like(observation.y, 2.5)
 
 
 def half(model: Reconstructor) -> RecorruptedAverage:
@@ -315,85 +307,6 @@ def test_a_row_without_any_good_datum_gives_the_network_of_zero() -> None:
     network = small_net()
     found = BackProjected(network)(replace(data, noise=replace(data.noise, mask=mask)))
     torch.testing.assert_close(found[1], network(torch.zeros(1, *SHAPE, dtype=torch.float64))[0])
-
-
-class Repeat(Reconstructor):
-    """The data themselves, A = I."""
-
-    def forward(self, observation: Observation) -> Tensor:
-        return whole(observation).y
-
-
-def test_the_average_over_recorruptions_of_a_linear_model_is_the_model_up_to_the_noise_of_the_mean() -> None:
-    """f(y₁) = y + τω: the mean of 400 draws deviates by σ/√400 a pixel; 5 standard deviations over 32 pixels."""
-    data = white(EYE)
-    found = RecorruptedAverage(Repeat(), share=0.5, draws=400, seed=1)(data)
-    z = (found - data.y) / data.noise.std.reshape(2, 1, 1, 1) * 20
-    assert 0.5 < float(z.std()) < 1.5
-    assert float(z.abs().max()) < 5
-
-
-def test_the_average_over_recorruptions_thins_counts() -> None:
-    """E[y₁ | y] = y for binomial thinning; Var = y (1 − α)/(α g) for no background."""
-    data = replace(counts(EYE), noise=replace(counts(EYE).noise, background=levels(0.0, 0.0), gain=levels(1.0, 1.0)))
-    found = RecorruptedAverage(Repeat(), share=0.5, draws=400, seed=1)(data)
-    assert float(((found - data.y).abs() - 5 * data.y.sqrt() / 20).max()) <= 1e-12
-
-
-def test_an_average_is_reproducible_and_its_seed_matters() -> None:
-    data = white(blur(kernels()))
-    average = lambda seed: RecorruptedAverage(BackProjected(small_net()), share=0.5, draws=2, seed=seed)(data)
-    assert torch.equal(average(3), average(3))
-    assert not torch.equal(average(3), average(4))
-
-
-def test_the_average_over_splittings_is_the_mean_over_the_masks() -> None:
-    """f = the data with 0 where hidden: the mean is y times the share of draws that show the pixel, in steps of 1/8."""
-    data = white(EYE)
-    found = SplittingAverage(Repeat(), hide=hide, draws=8, seed=2)(data) / data.y
-    torch.testing.assert_close(found * 8, (found * 8).round(), rtol=0, atol=1e-12)
-    assert len(found[0].flatten().mul(8).round().unique()) > 2
-
-
-def test_noise_that_does_not_split_is_refused_by_the_average() -> None:
-    with pytest.raises(DiffinvError, match="thinned"):
-        half(BackProjected(small_net()))(electrons())
-
-
-def test_the_equivariant_average_of_every_element_commutes_with_the_group() -> None:
-    """Data of T x are those of x through the virtual operator: the mean over all four flips turns with the image."""
-    x, turn = draw(2, *SHAPE), Flips().draw(Rng([3, 5]), SHAPE, draw(2, *SHAPE))
-    average = EquivariantAverage(BackProjected(small_net()), group=Flips(), draws=400, seed=2)
-    data = Observation(x, EYE, Gaussian(torch.full((1,), 0.1, dtype=torch.float64)))
-    turned = average(replace(data, y=turn(x)))
-    scatter = 5 / 400**0.5 * float(BackProjected(small_net())(data).detach().abs().max())
-    torch.testing.assert_close(turned, turn(average(data)), rtol=0, atol=scatter)
-    plain = BackProjected(small_net())
-    assert float((plain(replace(data, y=turn(x))) - turn(plain(data))).detach().abs().max()) > scatter
-
-
-@pytest.mark.parametrize("group", [None, Shifts(8)])
-def test_a_left_out_prediction_does_not_see_its_own_datum(group: Group | None) -> None:
-    data = masked(white(EYE), 0.0)
-    model = LeaveOut(BackProjected(nn.Identity()), folds=4, seed=3, group=group)
-    seen = data.noise.mask
-    assert torch.equal(model(data)[seen], torch.zeros_like(data.y)[seen])
-    slope = torch.autograd.functional.jacobian(
-        lambda y: LeaveOut(BackProjected(small_net()), folds=4, seed=3)(replace(data, y=y)), data.y
-    )
-    assert float(slope.reshape(data.y.numel(), -1).diagonal().abs().max()) == 0.0
-    assert float(slope.abs().max()) > 0
-
-
-def test_a_pixel_that_nobody_saw_is_predicted_from_every_fold() -> None:
-    data = masked(white(EYE), 0.0)
-    constant = LeaveOut(Constant(), folds=4, seed=3)
-    torch.testing.assert_close(constant(data), torch.full_like(data.y, 2.5), rtol=1e-14, atol=0)
-
-
-def test_leaving_out_wants_one_pixel_a_datum() -> None:
-    with pytest.raises(UnsupportedError, match="mixes pixels"):
-        LeaveOut(BackProjected(small_net()), folds=3, seed=4)(white(blur(kernels())))
 
 
 def test_normalised_convolution_keeps_what_was_seen_and_fills_gaps_from_their_neighbours() -> None:
