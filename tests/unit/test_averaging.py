@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffinv.core.checks import UnsupportedError
+from diffinv.core.checks import DiffinvError, UnsupportedError
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.noise.gaussian import Gaussian
@@ -16,8 +16,10 @@ from diffinv.operators.groups import Flips, Group, Shifts
 from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.backprojected import BackProjected
 from diffinv.reconstructors.base import Reconstructor
+from diffinv.reconstructors.observed import whole
 from tests.cases.guidance import SHAPE, blur, kernels
 from tests.cases.operators import draw
+from tests.contracts.test_guidance import levels
 from tests.toys import counts, electrons, white
 from tests.unit.test_reconstructors import EYE, half, hide, masked, small_net
 
