@@ -198,7 +198,7 @@ def exchanges(studies: Studies, rng: Rng) -> dict[str, Tensor]:
     spread, error = spread_skill.spread_error_tables(truth, samples)
     tables = {
         "coverage 90 %": coverage.hit_table(truth, samples, k, rng.spawn(-1))[0],
-        "coverage 90 %, |y| > 2σ": coverage.hit_table(truth, samples, k, rng.spawn(-1), bright)[0],
+        "coverage 90 %, S/N > 2": coverage.hit_table(truth, samples, k, rng.spawn(-1), bright)[0],
         "spread–skill": error - spread,
         "CRPS": scores.crps_table(truth, samples),
         "energy score": scores.energy_table(truth, samples),
@@ -215,10 +215,12 @@ def without_truth(studies: Studies, rng: Rng) -> dict[str, Tensor]:
     table = predictive.predictive_table(data.select(few), studies.samples[few], rng.spawn(0), replicates=DATA_REPLICATES)
     seen, held = held_out.split_observation(data, streams(rng.spawn(1), len(studies.y)), share=0.5)
     half = replace(studies.problem, std=studies.problem.std * math.sqrt(2))
-    pit = held_out.held_out_table(held, studies.sampler(half, seen.y, DRAWS), rng.spawn(2))
+    tables = held_out.held_out_tables(held, studies.sampler(half, seen.y, DRAWS), rng.spawn(2))
+    shape, width = held_out.held_out_tests(tuple(studies.grouped(t) for t in tables), rng.spawn(4), replicates=REPLICATES)
     return {
         "predictive χ²": exchange_test(studies.grouped(table), rng.spawn(3), REPLICATES).p_value,
-        "held-out PIT": held_out.held_out_test(studies.grouped(pit), rng.spawn(4), replicates=REPLICATES).p_value,
+        "held-out PIT, shape": shape.p_value,
+        "held-out PIT, width": width.p_value,
     }
 
 

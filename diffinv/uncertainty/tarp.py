@@ -9,7 +9,7 @@ fails, because its truth is farther from that mean than its draws are.
 Sharpness, the root-mean-square distance of draws to their mean, stands beside the test: of two calibrated samplers the sharper
 knows more.
 References: Lemos, Coogan, Hezaveh & Perreault-Levasseur, *Sampling-Based Accuracy Testing of Posterior Estimators for General
-Inference*, 2023, arXiv:2302.03026 (theorem 3 needs references that depend on y).
+Inference*, 2023, arXiv:2302.03026 (that the test is also sufficient needs references that depend on y).
 """
 
 from __future__ import annotations

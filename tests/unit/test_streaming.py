@@ -115,7 +115,7 @@ def test_every_rank_keeps_its_bound_in_adversarial_orders(order: str, size: int,
 
 
 def test_a_bound_that_is_smaller_is_broken_somewhere() -> None:
-    """The proof is not slack by much: half of the bound fails on one of the orders."""
+    """The proof is not slack by much: a quarter of the bound fails on one of the orders."""
     broken = 0
     for x in ORDERS.values():
         state, ordered = sketched(x, 8, 1), x.sort(1).values
