@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
 from diffinv.core.checks import ConfigError
 
@@ -60,6 +60,18 @@ def positive_or(*words: str, several: bool = False) -> Any:
     return Annotated[float | str | tuple[float, ...], PlainValidator(check)]
 
 
+def _stamp_or_path(value: Any) -> Path | tuple[tuple[float, ...], ...]:
+    if isinstance(value, str) and value:
+        return Path(value)
+    try:
+        rows = tuple(tuple(float(v) for v in row) for row in value)
+    except (TypeError, ValueError):
+        rows = ()
+    if not rows or not rows[0] or any(len(row) != len(rows[0]) or not all(map(math.isfinite, row)) for row in rows):
+        raise ValueError("the name of a file, or rows of numbers, all of one length")
+    return rows
+
+
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), BeforeValidator(_split_names)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -67,6 +79,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+StampOrPath = Annotated[
+    Path | tuple[tuple[float, ...], ...],
+    PlainValidator(_stamp_or_path),
+    PlainSerializer(lambda value: str(value) if isinstance(value, Path) else value, when_used="json"),
+]
 PositiveList = Annotated[tuple[Positive, ...], BeforeValidator(_as_list)]
 
 

@@ -24,7 +24,7 @@ from diffinv.operators.algebra import Identity
 from diffinv.operators.base import LinearOperator
 from diffinv.operators.border import ReflectingBorder, ZeroBorder
 from diffinv.operators.convolution import Convolution
-from diffinv.operators.fourier import MaskedFourier
+from diffinv.operators.fourier import MaskedFourier, Visibilities
 from diffinv.operators.pooled import PooledConvolution
 from diffinv.operators.sampling import Mask, SumPool
 from diffinv.operators.tomography import Radon
@@ -92,6 +92,11 @@ def _(section: s.FourierOperator) -> Instrument:
 
 
 @instrument.register
+def _(section: s.VisibilitiesOperator) -> Instrument:
+    return lambda f: Visibilities(f.uv, section.size, f.shape[0], section.step)
+
+
+@instrument.register
 def _(section: s.RadonOperator) -> Instrument:
     angles = torch.tensor([section.angles])
     return lambda f: Radon(angles, (f.shape[0], *section.size), f.shape[-1])
@@ -118,7 +123,8 @@ def _(section: s.GaussianNoise) -> NoiseModel:
 
 @noise_model.register
 def _(section: s.CorrelatedNoise) -> NoiseModel:
-    lags = torch.from_numpy(read_stamp(section.correlation))
+    given = section.correlation
+    lags = torch.from_numpy(read_stamp(given)) if isinstance(given, Path) else torch.tensor(given, dtype=torch.float64)
     lags = lags[(None,) * (4 - lags.ndim)]
     std = torch.tensor([section.std], dtype=torch.float64)
     known: dict[tuple[int, ...], CorrelatedGaussian] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffinv.assembly.instruments import instrument, noise_model, white
 from diffinv.assembly.losses import build_loss, groups_of, use_of
@@ -22,15 +23,18 @@ from diffinv.data.fits_rows import open_fits_rows
 from diffinv.data.layouts import InputOptions
 from diffinv.data.rows import SUFFIXES, Rows, in_memory, open_arrays
 from diffinv.engine.learn import Inspection, Job
-from diffinv.engine.levels import noise_std
+from diffinv.engine.levels import noise_std, take
 from diffinv.losses.base import MeasuredBatch
 from diffinv.noise.unknown import UnknownLevel
 from diffinv.reconstructors import designs
+from diffinv.reconstructors.observed import diagonal
 from diffinv.sections import terms as t
 from diffinv.sections import train as s
 from diffinv.training.measured import Columns, MeasuredRows
 from diffinv.training.plan import TrainingPlan
 from diffinv.training.sources import Measured, Source
+
+_COMPLEX = s.FourierOperator | s.VisibilitiesOperator
 
 
 def build_job(loaded: Loaded[s.TrainConfig], folder: Path) -> Job:
@@ -45,7 +49,7 @@ def build_job(loaded: Loaded[s.TrainConfig], folder: Path) -> Job:
     training = config.training
     multipliers = [term for term in config.loss if isinstance(term, t.UnsureLoss)]
     start = None if not multipliers or multipliers[0].start == "auto" else multipliers[0].start
-    pairs = isinstance(config.operator, s.FourierOperator)
+    pairs = isinstance(config.operator, _COMPLEX)
     fields = {name: getattr(training, name) for name in type(training).model_fields}
     fields["deadline"] = float("inf") if training.deadline is None else training.deadline
     return Job(
@@ -54,7 +58,7 @@ def build_job(loaded: Loaded[s.TrainConfig], folder: Path) -> Job:
         scale=None if config.data.scale == "auto" else config.data.scale,
         unit=unit,
         design=build_design(config.network),
-        use=use_of(config.loss, pairs=pairs, seed=training.seed),
+        use=use_of(config.loss, pairs=pairs, diagonal=_diagonal(config, source), seed=training.seed),
         loss=lambda levels: build_loss(config.loss, levels, pairs=pairs),
         start=start,
         multipliers=bool(multipliers),
@@ -64,6 +68,12 @@ def build_job(loaded: Loaded[s.TrainConfig], folder: Path) -> Job:
         identity=config.identity(),
         facts=facts,
     )
+
+
+def _diagonal(config: s.TrainConfig, source: Source) -> bool:
+    """Whether each datum is of one pixel; looked at only where a loss hides data."""
+    splits = any(isinstance(term, t.SplittingLoss) for term in config.loss)
+    return splits and diagonal(take(source, torch.tensor([0])).observation.operator) is not None
 
 
 def build_design(section: Section) -> designs.Design:
@@ -124,6 +134,13 @@ def _check_together(loaded: Loaded[s.TrainConfig]) -> None:
         for key in ("variance", "mask", "psf"):
             need(getattr(data, key) is not None, f"data.{key}", "FITS files say this themselves (VAR, ERR, DQ, MASK, PSF).")
     rate = config.training.multiplier_rate
+    visibilities = isinstance(config.operator, s.VisibilitiesOperator)
+    need(visibilities and data.uv is None, "operator", "visibilities wants data.uv, the name of the (u, v) in wavelengths.")
+    need(
+        visibilities and data.path is not None and not arrays,
+        "data.path",
+        f"visibilities are read from {', '.join(SUFFIXES)}, not from FITS files; write them into one.",
+    )
     need(t.UnsureLoss in names and rate is None, "training", "unsure wants training.multiplier_rate; 0.015 is a start.")
     need(names.count(t.UnsureLoss) > 1, "loss", "one unsure is enough.")
     need(t.RecorruptedLoss in names and t.SplittingLoss in names, "loss", "recorrupted and splitting do not go together.")
@@ -175,7 +192,9 @@ def _measured(config: s.TrainConfig, rows: Rows) -> tuple[Source, dict[str, Any]
         variance=own("variance") if fits else data.variance,
         mask="good" if fits else data.mask,
         psf=own("psf") if fits else data.psf,
-        pairs=isinstance(config.operator, s.FourierOperator),
+        uv=data.uv,
+        pairs=isinstance(config.operator, _COMPLEX),
+        axes=1 if isinstance(config.operator, s.VisibilitiesOperator) else 2,
     )
     if isinstance(config.operator, s.ConvolutionOperator) and config.operator.psf is None and columns.psf is None:
         raise InputError(f"{rows.path}: the data have no PSF; add PSF extensions, or give operator.psf.")

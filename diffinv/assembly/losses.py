@@ -32,7 +32,7 @@ from diffinv.operators.groups import (
 )
 from diffinv.operators.interpolation import Cubic
 from diffinv.sections import terms as s
-from diffinv.training.store import Use, UseRecorrupted, UseSplitting
+from diffinv.training.store import Use, UseLeaveOut, UseRecorrupted, UseSplitting
 
 _FILTER = Cubic()
 
@@ -54,13 +54,19 @@ def groups_of(terms: Sequence[Section]) -> tuple[Group, ...]:
     )
 
 
-def use_of(terms: Sequence[Section], *, pairs: bool, seed: int) -> Use | None:
-    """How the trained model is used: averaged over changed data where it was trained on such, else as it is."""
+def use_of(terms: Sequence[Section], *, pairs: bool, diagonal: bool, seed: int) -> Use | None:
+    """How the trained model is used: on data changed as in its training where it was trained on such, else as it is.
+
+    Arguments: terms. pairs: as in `build_loss`. diagonal: whether each datum is of one pixel. seed.
+    """
     for term in terms:
         if isinstance(term, s.RecorruptedLoss):
             return UseRecorrupted(term.share, term.draws, seed)
         if isinstance(term, s.SplittingLoss):
-            return UseSplitting(term.kept, int(pairs), term.draws, seed, build_group(term.groups) if term.groups else None)
+            group = build_group(term.groups) if term.groups else None
+            if diagonal and term.inner is None:
+                return UseLeaveOut(max(2, round(1 / (1 - term.kept))), seed, group)
+            return UseSplitting(term.kept, int(pairs), term.draws, seed, group)
     return None
 
 

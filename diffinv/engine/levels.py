@@ -19,6 +19,7 @@ from diffinv.losses.base import MeasuredBatch
 from diffinv.noise.estimate import exposure_difference, wavelet_mad
 from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.unknown import UnknownLevel
+from diffinv.operators.fourier import Visibilities
 from diffinv.reconstructors.backprojected import BackProjection
 from diffinv.reconstructors.observed import good_data, linear
 from diffinv.training.sources import Source
@@ -85,7 +86,7 @@ def noise_std(source: Source) -> tuple[Tensor, str]:
     """
     found, method = [], "wavelet MAD"
     for batch in _batches(source):
-        if batch.observation.y.ndim != 4:
+        if batch.observation.y.ndim != 4 or isinstance(batch.observation.operator, Visibilities):
             raise UnsupportedError(
                 f"noise.std: auto reads the finest detail of images, and these data are {tuple(batch.observation.y.shape)}; give "
                 "the level as a number (for noise of unknown level, identifiability.noise_level and the loss's start)."

@@ -13,7 +13,14 @@ from diffinv.core.checks import ConfigError
 from diffinv.core.registry import register
 from diffinv.core.types import Shape
 from diffinv.reconstructors.autoencoder import Bottleneck
-from diffinv.reconstructors.backprojected import BackProjected, BackProjection, RegularisedLeastSquares, plain_unet
+from diffinv.reconstructors.backprojected import (
+    BackProjected,
+    BackProjection,
+    LinearInverse,
+    NormalisedConvolution,
+    RegularisedLeastSquares,
+    plain_unet,
+)
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.blind_spot import BlindSpot, BlindSpotNetwork
 from diffinv.reconstructors.tweedie import ScoreReconstructor
@@ -43,19 +50,30 @@ def _unet(shape: Shape, widths: tuple[int, ...], blocks: tuple[int, ...]) -> nn.
 @register("design", "backprojected")
 @dataclass(frozen=True)
 class BackProjectedDesign(Design):
-    """`BackProjected` with a U-Net; with iterations and damping, on `RegularisedLeastSquares`."""
+    """`BackProjected` with a U-Net; with iterations and damping on `RegularisedLeastSquares`, with filling, a width in pixels,
+    on `NormalisedConvolution`."""
 
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     residual: bool
     iterations: int | None = None
     damping: float | None = None
+    filling: float | None = None
 
     def build(self, shape: Shape) -> Reconstructor:
+        return BackProjected(_unet(shape, self.widths, self.blocks), inverse=self._inverse(), residual=self.residual)
+
+    def _inverse(self) -> LinearInverse:
         if (self.iterations is None) != (self.damping is None):
             raise ConfigError("network: iterations and damping go together; give both, or neither for a back-projection.")
-        inverse = BackProjection() if self.iterations is None else RegularisedLeastSquares(self.iterations, self.damping)
-        return BackProjected(_unet(shape, self.widths, self.blocks), inverse=inverse, residual=self.residual)
+        if self.filling is None:
+            return BackProjection() if self.iterations is None else RegularisedLeastSquares(self.iterations, self.damping)
+        if self.iterations is not None:
+            raise ConfigError(
+                f"network: filling {self.filling} is for masks, iterations {self.iterations} and damping {self.damping} for "
+                "other operators; give one or the other."
+            )
+        return NormalisedConvolution(self.filling)
 
 
 @register("design", "unrolled")

@@ -117,8 +117,12 @@ class RecorruptedLoss(Term):
 
 
 class SplittingLoss(Term):
-    """kept: probability of a datum to be seen. draws: as in `recorrupted`. inner: a loss of what is seen, on top. groups: of
-    permutations, through which one operator is seen as many (equivariant splitting; the result averages draws² passes)."""
+    """kept: probability of a datum to be seen. inner: a loss of what is seen, on top. groups: of permutations, through which one
+    operator is seen as many (equivariant splitting).
+
+    Where each datum is of one pixel (identity, mask) and there is no inner loss, the trained network predicts each datum from
+    the others, in 1/(1 − kept) passes; elsewhere it is averaged over `draws` choices of what it sees, draws² with groups.
+    """
 
     name: Literal["splitting"]
     kept: Share

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from diffinv.config import Count, Field, Number, Positive, Section, Seed, positive_or
+from diffinv.config import Count, Field, Number, Positive, Section, Seed, StampOrPath, positive_or
 from diffinv.sections.terms import Losses, NotNegative
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...], Field(min_length=1)]
@@ -18,9 +18,10 @@ Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 class DataSection(Section):
     """What to learn from: `path`, or `callable` (module:function, without arguments).
 
-    path: a directory of FITS files or a catalogue of them, an .npz, .h5 or .zarr. y, x, second, variance, mask, psf: names of
-    arrays in it: data, true images, a second exposure (same instrument and noise), σ² of the data, their mask, the PSF. Of FITS
-    files, y, x and second are extension names, and the others are where `diffinv sample` looks for them too. held_out: the
+    path: a directory of FITS files or a catalogue of them, an .npz, .h5 or .zarr. y, x, second, variance, mask, psf, uv: names
+    of arrays in it: data, true images, a second exposure (same instrument and noise), σ² of the data, their mask, the PSF, the
+    baselines in wavelengths. Of FITS files, y, x and second are extension names, and the others are where `diffinv sample`
+    looks for them too; visibilities are not read from FITS. held_out: the
     share kept for validation, 0 for none. scale: what the network takes for 1, in the image's unit; auto: the median over
     images of their rms, back-projected.
     """
@@ -33,6 +34,7 @@ class DataSection(Section):
     variance: str | None = None
     mask: str | None = None
     psf: str | None = None
+    uv: str | None = None
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     scale: positive_or("auto") = "auto"
 
@@ -71,6 +73,17 @@ class FourierOperator(Section):
     kind: Literal["masked_fourier"]
 
 
+class VisibilitiesOperator(Section):
+    """The Fourier sum at the (u, v) of data.uv: (M, 2), or that of each row; data complex (M), or a last axis of pairs.
+
+    size: (H, W) of the image. step: radians a pixel along rows and columns, signed: with East to the left the second is < 0.
+    """
+
+    kind: Literal["visibilities"]
+    size: tuple[Count, Count]
+    step: tuple[Number, Number]
+
+
 class RadonOperator(Section):
     """Parallel-beam projections (angles, detectors); angles: in degrees. size: (H, W) of the image."""
 
@@ -80,7 +93,13 @@ class RadonOperator(Section):
 
 
 Operators = Annotated[
-    IdentityOperator | MaskOperator | ConvolutionOperator | SumPoolOperator | FourierOperator | RadonOperator,
+    IdentityOperator
+    | MaskOperator
+    | ConvolutionOperator
+    | SumPoolOperator
+    | FourierOperator
+    | VisibilitiesOperator
+    | RadonOperator,
     Field(discriminator="kind"),
 ]
 
@@ -93,11 +112,14 @@ class GaussianNoise(Section):
 
 
 class CorrelatedNoise(Section):
-    """Stationary Gaussian noise. correlation: odd stamp, 1 at its centre (.npy or FITS). white: share of the variance."""
+    """Stationary Gaussian noise. white: share of the variance.
+
+    correlation: odd stamp, 1 at its centre, as rows of numbers or in a file (.npy or FITS).
+    """
 
     kind: Literal["correlated"]
     std: Positive
-    correlation: Path
+    correlation: StampOrPath
     white: Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -139,7 +161,10 @@ Noises = Annotated[
 
 
 class BackProjectedNetwork(Section):
-    """A U-Net on the back-projected data; with `iterations` and `damping`, on a regularised least-squares solution."""
+    """A U-Net on the back-projected data; with `iterations` and `damping`, on a regularised least-squares solution.
+
+    filling: for masks, the width in pixels of the Gaussian that fills gaps from their neighbours, instead of leaving 0 there.
+    """
 
     kind: Literal["backprojected"]
     widths: Widths = (32, 64, 96)
@@ -147,6 +172,7 @@ class BackProjectedNetwork(Section):
     residual: bool = True
     iterations: Count | None = None
     damping: Positive | None = None
+    filling: Positive | None = None
 
 
 class UnrolledNetwork(Section):

@@ -31,7 +31,8 @@ class Fields(Batched):
     """Some rows of a data set, in the unit of the data.
 
     Arguments: y: (B, C, …), 0 where not good. good: (B, C, …), or None if all are. variance: (1|B, C, …), or None.
-    mask: (1|B, …) as it was given, or None. psf: (1|B, 1|C, kh, kw), or None. x: (B, C, H, W), or None.
+    mask: (1|B, …) as it was given, or None. psf: (1|B, 1|C, kh, kw), or None. x: (B, C, H, W), or None. uv: (1|B, M, 2), or
+    None.
     """
 
     y: Tensor
@@ -40,6 +41,7 @@ class Fields(Batched):
     mask: Tensor | None
     psf: Tensor | None
     x: Tensor | None
+    uv: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +51,10 @@ class Fields(Batched):
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the arrays, None for what there is not. pairs: whether data are complex, as pairs or as complex numbers."""
+    """Names of the arrays, None for what there is not.
+
+    pairs: whether data are complex, as pairs or as complex numbers. axes: of a row's data, without channels and pairs.
+    """
 
     y: str
     x: str | None = None
@@ -57,7 +62,9 @@ class Columns:
     variance: str | None = None
     mask: str | None = None
     psf: str | None = None
+    uv: str | None = None
     pairs: bool = False
+    axes: int = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +88,8 @@ class MeasuredRows(Source):
                 f"{self.rows.path}: array {self.columns.y!r} has shape {shape}; give (rows, [channels,] …) with {wanted} axes of "
                 "data a row."
             )
-        for name in (self.columns.x, self.columns.second, self.columns.variance, self.columns.mask, self.columns.psf):
+        c = self.columns
+        for name in (c.x, c.second, c.variance, c.mask, c.psf, c.uv):
             if name is not None:
                 self._check_shape(name, shape)
 
@@ -93,9 +101,12 @@ class MeasuredRows(Source):
                 f"{self.rows.path}: array {name!r} has shape {shape}, but there are {data[0]} rows; give one entry a row, or one "
                 "for all without the first axis."
             )
-        field = data[-3:-1] if self._inner(self.columns.y) == 3 else data[-2:]
-        if (name in (self.columns.variance, self.columns.mask) and shape[-2:] != field) or (
-            name == self.columns.second and shape != data
+        start = len(data) - self._inner(self.columns.y)
+        field = data[start : start + self.columns.axes]
+        if (
+            (name in (self.columns.variance, self.columns.mask) and shape[-self.columns.axes :] != field)
+            or (name == self.columns.second and shape != data)
+            or (name == self.columns.uv and (len(shape) > 3 or shape[-2:] != (*field, 2)))
         ):
             raise InputError(f"{self.rows.path}: array {name!r} has shape {shape}, which does not fit data of {data}; cut it.")
 
@@ -138,16 +149,19 @@ class MeasuredRows(Source):
             None if mask is None else torch.from_numpy(mask != 0),
             self._psf(number),
             self._truth(number),
+            self._baselines(number),
         )
 
     def _inner(self, name: str) -> int:
         """Axes of a row's data without channels."""
         complex_numbers = self.rows.column(name).dtype.kind == "c"
-        return 3 if self.columns.pairs and not complex_numbers else 2
+        return self.columns.axes + (self.columns.pairs and not complex_numbers)
 
     def _shared(self, name: str) -> bool:
-        """Whether an array has no rows: a PSF, a mask or a variance for all of them."""
-        return name in (self.columns.psf, self.columns.mask, self.columns.variance) and len(self.rows.column(name).shape) == 2
+        """Whether an array has no rows: a PSF, baselines, a mask or a variance for all of them."""
+        axes = len(self.rows.column(name).shape)
+        fields, stamps = (self.columns.mask, self.columns.variance), (self.columns.psf, self.columns.uv)
+        return (name in fields and axes == self.columns.axes) or (name in stamps and axes == 2)
 
     def _values(self, name: str, number: np.ndarray) -> np.ndarray:
         """(B, C, …), complex numbers as trailing pairs."""
@@ -161,7 +175,7 @@ class MeasuredRows(Source):
         if name is None:
             return None
         values = self.rows.whole(name)[None] if self._shared(name) else self.rows.read(name, number)
-        values = values[:, None] if values.ndim == 3 else values
+        values = values[:, None] if values.ndim == 1 + self.columns.axes else values
         return values[..., None] if self.columns.pairs else values
 
     def _psf(self, number: np.ndarray) -> Tensor | None:
@@ -172,6 +186,17 @@ class MeasuredRows(Source):
         stamps = stamps[:, None] if stamps.ndim == 3 else stamps
         check_kernels(f"{self.rows.path}: array {name!r}", stamps)
         return torch.from_numpy(stamps.astype(np.float32))
+
+    def _baselines(self, number: np.ndarray) -> Tensor | None:
+        name = self.columns.uv
+        if name is None:
+            return None
+        uv = self.rows.whole(name)[None] if self._shared(name) else self.rows.read(name, number)
+        if not np.isfinite(uv).all():
+            raise InputError(
+                f"{self.rows.path}: array {name!r} has NaN or infinite values; give 0 where there is no baseline, and mask it."
+            )
+        return torch.from_numpy(uv.astype(np.float32))
 
     def _truth(self, number: np.ndarray) -> Tensor | None:
         if self.columns.x is None:

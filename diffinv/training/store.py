@@ -24,7 +24,7 @@ from diffinv.core.types import Image, Shape
 from diffinv.likelihood import Observation
 from diffinv.losses.splitting import RandomHiding
 from diffinv.operators.groups import Group
-from diffinv.reconstructors.averaging import EquivariantAverage, RecorruptedAverage, SplittingAverage
+from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.designs import Design
 from diffinv.reconstructors.units import InUnits
@@ -70,6 +70,19 @@ class UseSplitting(Use):
         if self.group is None:
             return average
         return EquivariantAverage(average, group=self.group, draws=self.draws, seed=self.seed)
+
+
+@register("use", "leave_out")
+@dataclass(frozen=True)
+class UseLeaveOut(Use):
+    """`LeaveOut`: of splitting, where the operator is diagonal."""
+
+    folds: int
+    seed: int
+    group: Group | None = None
+
+    def wrap(self, model: Reconstructor) -> Reconstructor:
+        return LeaveOut(model, folds=self.folds, seed=self.seed, group=self.group)
 
 
 @dataclass(frozen=True)

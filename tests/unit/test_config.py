@@ -24,7 +24,7 @@ from diffinv.sections.train import DataSection, TrainConfig, TrainingSection
 from diffinv.training.plan import TrainingPlan
 from tests.small import card
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
 
 
 def problems(tmp_path: Path, text: str | bytes, *sets: str) -> list[str]:
@@ -137,7 +137,7 @@ def test_every_file_in_configs_loads_and_means_something(path: Path) -> None:
 
 
 def test_there_are_configs() -> None:
-    assert len(CONFIGS) >= 3
+    assert len(CONFIGS) >= 19
 
 
 def test_every_survey_can_be_simulated_by_name() -> None:

@@ -35,12 +35,20 @@ from diffinv.reconstructors.designs import (
     initialise,
 )
 from diffinv.reconstructors.units import InUnits, observation_in_units
-from diffinv.training.store import ReconstructorCard, UseRecorrupted, UseSplitting, load_reconstructor, save_reconstructor
+from diffinv.training.store import (
+    ReconstructorCard,
+    UseLeaveOut,
+    UseRecorrupted,
+    UseSplitting,
+    load_reconstructor,
+    save_reconstructor,
+)
 
 SHAPE = (1, 8, 8)
 DESIGNS: dict[str, Design] = {
     "backprojected": BackProjectedDesign((8, 8), (1, 1), residual=True),
     "least squares": BackProjectedDesign((8,), (1,), residual=False, iterations=3, damping=0.1),
+    "filled gaps": BackProjectedDesign((8,), (1,), residual=True, filling=1.0),
     "unrolled": UnrolledDesign(2, (8,), (1,), shared=True),
     "unrolled, networks of their own": UnrolledDesign(2, (8,), (1,), shared=False),
     "blind spot": BlindSpotDesign(8, 2),
@@ -51,6 +59,8 @@ USES = {
     "as it is": None,
     "recorrupted": UseRecorrupted(0.8, 3, 1),
     "splitting": UseSplitting(0.8, 0, 3, 1),
+    "left out": UseLeaveOut(3, 1),
+    "left out, virtual": UseLeaveOut(3, 1, Product((QuarterTurns(), Flips()))),
     "virtual": UseSplitting(0.8, 0, 2, 1, Product((QuarterTurns(), Flips()))),
 }
 one = lambda *values: torch.tensor(values)
