@@ -30,7 +30,8 @@ from diffinv.core.types import Image
 from diffinv.uncertainty.finding import Finding
 from diffinv.uncertainty.nulls import Outcome, integers, one_stream, paired, uniforms, upper_tail
 
-NULL_STUDIES = 4999
+NULL_STUDIES = 19999
+_CHUNK = 1 << 22  # ranks of a null at once
 Summary = Callable[[Image], Tensor]  # (B, C, H, W) → (B,)
 
 
@@ -69,10 +70,12 @@ class UniformRanks:
         if not 2 <= self.bins <= self.draws + 1:
             raise DiffinvError(f"UniformRanks: {self.bins} bins of {self.draws + 1} ranks; take 2 to {self.draws + 1}.")
         object.__setattr__(self, "_tails", _binomial_tails(self.objects, self.draws))
-        null = integers(self.rng, self.draws + 1, (self.studies, self.objects), self._tails)
-        object.__setattr__(self, "_chi2", self._chi2_of(null))
-        object.__setattr__(self, "_gamma", self._gamma_of(null))
-        object.__setattr__(self, "_distance", self._distance_of(null))
+        size = max(1, _CHUNK // self.objects)
+        sizes = [min(size, self.studies - start) for start in range(0, self.studies, size)]
+        null = (integers(self.rng, self.draws + 1, (rows, self.objects), self._tails) for rows in sizes)
+        found = [(self._chi2_of(rank), self._gamma_of(rank), self._distance_of(rank)) for rank in null]
+        for name, parts in zip(("_chi2", "_gamma", "_distance"), zip(*found, strict=True), strict=True):
+            object.__setattr__(self, name, torch.cat(parts))
 
     def chi2(self, rank: Tensor) -> Outcome:
         """χ² of the histogram: (…, N) → (…,)."""
