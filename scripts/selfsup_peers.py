@@ -30,27 +30,35 @@ from selfsup_inverse import ONE  # noqa: E402
 from selfsup_inverse import PROBLEMS as INCOMPLETE  # noqa: E402
 from selfsup_plan import BATCH, HELD_OUT, SURVEY_SEED, TRAINING, plan_of  # noqa: E402
 from selfsup_problems import PROBLEMS as COMPLETE  # noqa: E402
-from selfsup_problems import Problem, network  # noqa: E402
+from selfsup_problems import SHAPE, Problem  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from diffinv.core.rng import Rng  # noqa: E402
+from diffinv.likelihood import Observation  # noqa: E402
+from diffinv.noise.gaussian import Gaussian  # noqa: E402
+from diffinv.operators.algebra import Identity  # noqa: E402
 from diffinv.training.ema import ExponentialMovingAverage  # noqa: E402
 from diffinv.training.sources import Simulated  # noqa: E402
 
 PROBLEMS = COMPLETE | INCOMPLETE
+INSTRUMENTS = {
+    "gaussian": (Identity(SHAPE), Gaussian(torch.full((1,), 0.1))),
+    "one_mask": (ONE, Gaussian(torch.full((1,), 0.02))),
+}
 ROUNDS = 8
 
 
-class Residual(nn.Module):
-    """x₀ + N(x₀), x₀ = Aᵀy, with the library's interface."""
+class Ours(nn.Module):
+    """The benchmark's model with the library's interface: data of one operator → image."""
 
-    def __init__(self) -> None:
+    def __init__(self, problem: str) -> None:
         super().__init__()
-        self.network = network()
+        self.model = PROBLEMS[problem].recipes["supervised"].model()
+        self.problem = problem
 
     def forward(self, y: Tensor, physics, **kwargs) -> Tensor:
-        x = physics.A_adjoint(y)
-        return x + self.network(x)
+        operator, noise = INSTRUMENTS[self.problem]
+        return self.model(Observation(y, operator, noise))
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Step:
     """One update by a list of the library's losses."""
 
     def __init__(self, peer: Peer, source: Simulated, rate: float) -> None:
-        self.source, self.physics, self.losses, model = source, peer.physics(), peer.losses(), Residual()
+        self.source, self.physics, self.losses, model = source, peer.physics(), peer.losses(), Ours(peer.problem)
         for loss in self.losses:
             model = loss.adapt_model(model)
         self.model = model
