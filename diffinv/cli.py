@@ -1,6 +1,6 @@
-"""The command line: `diffinv sample | train | simulate | inspect | report`.
+"""The command line: `diffinv sample | train | simulate | inspect | report | status | merge`.
 
-Heavy libraries are imported by the commands, after parsing. Exit codes: 0 all done, 2 usage or configuration, 3 stopped early,
+Heavy libraries are imported by the commands, after parsing. Exit codes: 0 all done, 2 usage or configuration, 3 partly done,
 4 some objects quarantined, 74 disk, 130 and 143 interrupted. Invariant: an error that a user can mend is one line a problem
 on stderr, never a traceback.
 """
@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="make report.html again from the products of a run")
     report.add_argument("directory", type=Path, metavar="DIR", help="the --out of `diffinv sample`")
     report.set_defaults(run=_report)
+    status = commands.add_parser("status", help="how far a run is: exit code 0 all done, 3 partly, 4 some quarantined")
+    status.add_argument("directory", type=Path, metavar="DIR", help="the --out of `diffinv sample`")
+    status.set_defaults(run=_status)
+    merge = commands.add_parser("merge", help="one table, catalog.ecsv, from the products of a run")
+    merge.add_argument("directory", type=Path, metavar="DIR", help="the --out of `diffinv sample`")
+    merge.set_defaults(run=_merge)
     return parser
 
 
@@ -98,9 +104,22 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     _add_configuration(sample)
     sample.add_argument("--samples", metavar="N", help="posterior draws an object (sampler.samples)")
     sample.add_argument("--seed", metavar="S", help="of the run (sampler.seed)")
+    sample.add_argument("--shard", default="0/1", metavar="i/n", help="part i (from 0) of n; auto: of a Slurm array or torchrun")
+    help_text = "stop when more of the objects have failed, and at least 20 have ended (default 0.05)"
+    sample.add_argument("--max-failed", type=_share, default=0.05, metavar="SHARE", help=help_text)
     sample.add_argument("--new-run", action="store_true", help="go on in DIR although its configuration was another")
     sample.add_argument("--dry-run", action="store_true", help="check everything, list the objects, sample nothing")
     sample.set_defaults(run=_sample)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -185,9 +204,12 @@ def _prior(config: SampleConfig) -> Prior:
 def _sample(args: argparse.Namespace) -> int:
     loaded = _load_sample_config(args)
     from diffinv.data.catalog import find_objects
+    from diffinv.engine.campaign import run_campaign
     from diffinv.engine.run import Plan, Run, prepare
+    from diffinv.engine.shards import parse_shard
 
-    entries = find_objects(args.input)
+    shard = parse_shard(args.shard, os.environ)
+    entries = shard.select(find_objects(args.input))
     prepare(args.out)
     config, prior = loaded.config, _prior(loaded.config)
     plan = Plan(
@@ -206,7 +228,7 @@ def _sample(args: argparse.Namespace) -> int:
         for entry in entries:
             print(f"{entry.object_id}\t{entry.path}\t{run.state(entry)}")
         return DONE
-    return _finish(args, run.sample(entries))
+    return _finish(args, run_campaign(run, entries, shard, max_failed=args.max_failed))
 
 
 def _finish(args: argparse.Namespace, outcome) -> int:
@@ -293,3 +315,23 @@ def _report(args: argparse.Namespace) -> int:
 
     print(write_report(args.directory))
     return DONE
+
+
+def _status(args: argparse.Namespace) -> int:
+    from diffinv.engine.survey import read_status
+
+    status = read_status(args.directory)
+    print(status)
+    if not status.complete:
+        return STOPPED
+    return QUARANTINED if status.quarantined else DONE
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from diffinv.engine.survey import merge
+
+    path, damaged = merge(args.directory)
+    for line in damaged:
+        print(f"diffinv: {line}", file=sys.stderr)
+    print(path)
+    return STOPPED if damaged else DONE

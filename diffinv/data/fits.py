@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
+from astropy.io import ascii, fits
+from astropy.table import QTable
 from astropy.wcs import WCS
 
 from diffinv.core.checks import InputError
@@ -166,6 +167,13 @@ def encode_fits(parts: Sequence[Plane | Table]) -> bytes:
     return buffer.getvalue()
 
 
+def encode_ecsv(columns: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of a table as enhanced CSV."""
+    stream = io.StringIO()
+    ascii.write(QTable(dict(columns)), stream, format="ecsv")
+    return stream.getvalue().encode("utf-8", "backslashreplace")
+
+
 def _read_bytes(path: Path, limit: int) -> bytes:
     try:
         if not path.is_file():
@@ -239,15 +247,16 @@ def _claimed_pixels(header: fits.Header) -> int:
 
 
 def _check_sums(path: Path, number: int, header: fits.Header, head: bytes, data: bytes) -> None:
-    data_sum = _ones_complement_sum(data)
+    data_sum = ones_complement_sum(data)
     stored = str(header.get("DATASUM", "")).strip()
     if stored and (not stored.isdigit() or int(stored) != data_sum):
         raise InputError(f"{path}: the data of HDU {number} fail their checksum (DATASUM); the file is damaged, fetch it again.")
-    if str(header.get("CHECKSUM", "")).strip(" 0") and _fold(data_sum + _ones_complement_sum(head)) not in (0, 0xFFFFFFFF):
+    if str(header.get("CHECKSUM", "")).strip(" 0") and _fold(data_sum + ones_complement_sum(head)) not in (0, 0xFFFFFFFF):
         raise InputError(f"{path}: HDU {number} fails its checksum (CHECKSUM); the file is damaged, fetch it again.")
 
 
-def _ones_complement_sum(block: bytes) -> int:
+def ones_complement_sum(block: bytes) -> int:
+    """DATASUM of the bytes of an HDU's data."""
     words = np.frombuffer(block, dtype=">u4", count=len(block) // 4)
     return _fold(int(words.sum(dtype=np.uint64)))
 

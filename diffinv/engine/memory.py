@@ -16,14 +16,15 @@ SHARE = 0.5  # of the free memory
 IMAGES = 128  # images a row that a solver and a sampler keep besides the network's own
 
 
-def rows_that_fit(prior: Denoiser, image_shape: Sequence[int], device: torch.device) -> int:
+def rows_that_fit(prior: Denoiser, image_shape: Sequence[int], device: torch.device, processes: int = 1) -> int:
     """The largest batch, at least 1, whose network passes and solver vectors take half of the free memory.
 
-    Arguments: prior: on `device`. image_shape: of the images sampled. One forward pass of one row is made to measure it.
+    Arguments: prior: on `device`. image_shape: of the images sampled. processes: that share the
+        memory. One forward pass of one row is made to measure it.
     """
     needed = kept_bytes(prior, image_shape, device) + IMAGES * 4 * math.prod(image_shape)
     most = MOST_ROWS if device.type == "cpu" else MOST_ROWS_ON_DEVICE
-    return max(1, min(most, int(SHARE * free_bytes(device)) // needed))
+    return max(1, min(most, int(SHARE * free_bytes(device)) // (processes * needed)))
 
 
 def kept_bytes(prior: Denoiser, image_shape: Sequence[int], device: torch.device, *, rows: int = 1) -> int:

@@ -132,11 +132,11 @@ def _overhang(native: SkyGrid, grid: SkyGrid) -> int:
     return max(0, math.ceil(excess - 1e-6))
 
 
-def rows_of(channels: Sequence[Channel], prior: Prior) -> int:
-    """Rows (images × draws) that fit into memory at once, whichever of the channels is sampled."""
+def rows_of(channels: Sequence[Channel], prior: Prior, processes: int = 1) -> int:
+    """Rows (images × draws) that fit into memory at once, in each of so many processes, whichever channel is sampled."""
     device = next(prior.parameters()).device
     shapes = {tuple(c.field.likelihood.image_shape) for c in channels}
-    return min(rows_that_fit(field_prior(prior, shape).to(device), shape, device) for shape in shapes)
+    return min(rows_that_fit(field_prior(prior, shape).to(device), shape, device, processes) for shape in shapes)
 
 
 def answer_channels(

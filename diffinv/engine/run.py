@@ -1,7 +1,7 @@
-"""Many objects, one after the other: what is done is kept, what is broken is set aside, and the rest goes on.
+"""A run: what is done with every object, which product is whose, and the making of one.
 
 A product's key is a hash of everything that decides its numbers, so that "done" means: a valid file with the right key.
-Invariant: a broken object leaves a one-line reason in `quarantine/` and changes nothing for its neighbours.
+Invariant: a product depends on its object and the run, not on who makes it, when, or what else there is to do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import read_observation
 from diffinv.data.products import product_path, read_product, safe_id, write_atomically, write_product
 from diffinv.engine.draws import Method
+from diffinv.engine.manifest import FOLDER, QUARANTINE, check_folder, record_hash
 from diffinv.engine.objects import (
     Answer,
     Channel,
@@ -36,10 +37,7 @@ from diffinv.engine.objects import (
     object_seed,
     rows_of,
 )
-from diffinv.engine.progress import Progress
 from diffinv.priors.store import Prior
-
-HOPELESS = 20  # the run stops if this many objects fail before any succeeds
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Plan:
     """How every object is treated.
 
     options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
-    None. save_samples: keep the draws. max_batch: rows at once,
-    None for as many as fit. identity: the configuration that decides the numbers.
+    None. save_samples: keep the draws. max_batch: rows at once, None for as many as fit beside the run's other `processes`.
+    identity: the configuration that decides the numbers.
     """
 
     options: InputOptions
@@ -60,30 +58,16 @@ class Plan:
     save_samples: bool
     max_batch: int | None
     identity: dict[str, Any]
-
-
-@dataclass
-class Outcome:
-    """products: written or already there. skipped: of these, already there. quarantined: object → reason."""
-
-    products: list[Path] = field(default_factory=list)
-    skipped: int = 0
-    quarantined: dict[str, str] = field(default_factory=dict)
-    stopped: bool = False
-
-    def summary(self) -> str:
-        """One line for the log."""
-        text = f"{len(self.products)} products ({self.skipped} were already there), {len(self.quarantined)} quarantined"
-        return f"{text}; stopped early: the first {HOPELESS} objects all failed" if self.stopped else text
+    processes: int = 1
 
 
 def prepare(out: Path) -> None:
     """Make the output directory and write into it, so that a read-only or full disk is found before anything is loaded.
 
-    Raises: ConfigError if `products` or `quarantine` is a symbolic link that leads out of `out`.
+    Raises: ConfigError if `products`, `quarantine` or `manifest` is a symbolic link that leads out of `out`.
     """
-    for name in ("products", "quarantine"):
-        _check_inside(out / name, out)
+    for name in ("products", QUARANTINE, FOLDER):
+        check_folder(out, name)
     probe = out / "products" / f".{uuid.uuid4().hex}.probe"
     probe.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -93,19 +77,12 @@ def prepare(out: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _check_inside(folder: Path, out: Path) -> None:
-    if not folder.resolve().is_relative_to(out.resolve()):
-        raise ConfigError(f"{folder}: a symbolic link leads out of {out}; remove it.")
-
-
 def quarantine_path(out: Path, object_id: str) -> Path:
     """`out/quarantine/<safe_id>.json`.
 
     Raises: ConfigError if a symbolic link leads out of `out`.
     """
-    path = out / "quarantine" / f"{safe_id(object_id)}.json"
-    _check_inside(path.parent, out)
-    return path
+    return check_folder(out, QUARANTINE) / f"{safe_id(object_id)}.json"
 
 
 class Run:
@@ -126,7 +103,7 @@ class Run:
             "files_sha256": _digests(plan.options),
             "configuration": _without_method(plan.identity),
         }
-        self.config_hash = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()[:16]
+        self.config_hash = record_hash(self.record)
         self.recorded = False
         self._check_record(new_run)
 
@@ -141,7 +118,7 @@ class Run:
             if changes:
                 raise ConfigError(f"{self.out}: holds another run ({'; '.join(changes)}); use another --out, or --new-run.")
 
-    def _write_record(self) -> None:
+    def write_record(self) -> None:
         """Once a run, as soon as it has a product."""
         if not self.recorded:
             text = json.dumps(self.record, indent=2, sort_keys=True)
@@ -160,38 +137,13 @@ class Run:
         except DiffinvError as error:
             return str(error)
 
-    def sample(self, entries: Sequence[Entry]) -> Outcome:
-        """A product for every object that can have one."""
-        outcome = Outcome()
-        with Progress(len(entries)) as progress:
-            for number, entry in enumerate(entries):
-                progress.set(number, entry.object_id)
-                self._attempt(entry, outcome, lambda f, n=number, e=entry: progress.set(n + f, e.object_id))
-                progress.set(number + 1, entry.object_id)
-                if len(outcome.quarantined) >= HOPELESS and not outcome.products:
-                    outcome.stopped = number + 1 < len(entries)
-                    break
-        return outcome
+    def make(self, entry: Entry, path: Path, report: Callable[[float], None]) -> None:
+        """Sample an object and write its product.
 
-    def _attempt(self, entry: Entry, outcome: Outcome, report: Callable[[float], None]) -> None:
-        quarantine = quarantine_path(self.out, entry.object_id)
-        try:
-            path = product_path(self.out, entry.object_id, self.key(entry))
-            if is_product(path):
-                outcome.skipped += 1
-            else:
-                self._reconstruct(entry, path, report)
-            self._write_record()
-            outcome.products.append(path)
-            quarantine.unlink(missing_ok=True)
-        except OSError:
-            raise  # the disk, which the next object would meet as well
-        except Exception as error:
-            reason = f"object {entry.object_id!r}: {_reason(error)}"
-            outcome.quarantined[entry.object_id] = reason
-            print_error(reason)
-            record = {"object_id": entry.object_id, "path": str(entry.path), "reason": _reason(error)}
-            write_atomically(quarantine, (json.dumps(record) + "\n").encode("utf-8", "backslashreplace"))
+        Arguments: path: of the product. report: called with the fraction done.
+        Raises: InputError if its file cannot be used, OSError if the disk refuses the product, and whatever sampling raises.
+        """
+        self._reconstruct(entry, path, report)
 
     def _reconstruct(self, entry: Entry, path: Path, report: Callable[[float], None]) -> None:
         plan = self.plan
@@ -223,7 +175,7 @@ class Run:
     def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
         """Draws, with half the batch again and again while memory does not suffice."""
         plan, least = self.plan, self.plan.method.sampler.cloud
-        batch = plan.max_batch or max(least, min(rows_of(channels, self.prior), plan.draws * len(channels)))
+        batch = plan.max_batch or max(least, min(rows_of(channels, self.prior, plan.processes), plan.draws * len(channels)))
         while True:
             try:
                 return answer_channels(
@@ -274,7 +226,8 @@ def print_error(text: str) -> None:
     tqdm.write(f"diffinv: {text}", file=sys.stderr)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What went wrong, on one line."""
     text = " ".join(str(error).split())
     return text[:500] if isinstance(error, DiffinvError) else f"{type(error).__name__}: {text[:300]}"
 

@@ -41,7 +41,7 @@ def loaded(code: str) -> str:
     return result.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", [[], ["sample"], ["train"], ["simulate"], ["inspect"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["sample"], ["train"], ["simulate"], ["inspect"], ["report"], ["status"], ["merge"]])
 def test_help_loads_no_heavy_library(command: list[str]) -> None:
     arguments = [*command, "--help"]
     code = (

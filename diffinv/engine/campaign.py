@@ -1,0 +1,223 @@
+"""Many objects: what is done is kept, what is broken is set aside, and the rest goes on, however the process ends.
+
+An object is done if a valid product with its key is there. Else it is attempted, after a line in the manifest says so, until
+it is done, has crashed a process `MOST_CRASHES` times or has failed `MOST_FAILURES` times, in this run and those before; an
+input that cannot be used fails the same way every time and is not tried again. What was given up stays in `quarantine/` with
+the reason until its input or the run's configuration changes, or its file there is removed.
+Invariant: every object of the list ends done, quarantined, or untouched by a run that says that it stopped early.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffinv.core.checks import DiffinvError, InputError
+from diffinv.data.catalog import Entry
+from diffinv.data.products import product_path, write_atomically
+from diffinv.engine.manifest import Journal, Ledger, Tally, add, count, done_keys, others_at_work, read_journals
+from diffinv.engine.progress import Progress
+from diffinv.engine.run import Run, is_product, print_error, quarantine_path, reason_of
+from diffinv.engine.shards import Shard
+
+HOPELESS = 20  # objects that end before a run is judged by its failures
+MOST_CRASHES, MOST_FAILURES = 2, 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attempt: the object, its key and its product's path."""
+
+    entry: Entry
+    key: str
+    path: Path
+
+
+@dataclass
+class Outcome:
+    """products: written or already there. skipped: of these, already there. quarantined: object → reason. failed: objects that
+    this run gave up. stopped: why it ended early, or empty."""
+
+    products: list[Path] = field(default_factory=list)
+    skipped: int = 0
+    quarantined: dict[str, str] = field(default_factory=dict)
+    failed: int = 0
+    stopped: str = ""
+
+    def summary(self) -> str:
+        """One line for the log."""
+        text = f"{len(self.products)} products ({self.skipped} were already there), {len(self.quarantined)} quarantined"
+        return f"{text}; stopped early: {self.stopped}" if self.stopped else text
+
+
+class Campaign:
+    """The objects of one run and what became of them.
+
+    Arguments: run. entries: of this process's shard. ledger: its file of the manifest. journals: all files of it, with the
+    crashes and failures of earlier runs. max_failed: share of the objects that may fail.
+    """
+
+    def __init__(
+        self, run: Run, entries: Sequence[Entry], ledger: Ledger, journals: Sequence[Journal], *, max_failed: float
+    ) -> None:
+        self.run, self.ledger, self.tallies, self.known = run, ledger, count(journals), done_keys(journals)
+        self.total, self.most_failed = len(entries), max_failed * len(entries)
+        self.waiting, self.at_work = deque(entries), 0
+        self.outcome = Outcome()
+
+    @property
+    def ended(self) -> int:
+        """Objects that are done or quarantined."""
+        return len(self.outcome.products) + len(self.outcome.quarantined)
+
+    def next(self) -> Task | None:
+        """The next attempt, recorded; None if nothing waits or the run is stopped.
+
+        Raises: OSError if the disk refuses.
+        """
+        while self.waiting and not self.outcome.stopped:
+            entry = self.waiting.popleft()
+            task = self._task(entry)
+            if task is not None:
+                self.at_work += 1
+                self.ledger.write("start", key=task.key, object_id=entry.object_id)
+                return task
+        return None
+
+    def _task(self, entry: Entry) -> Task | None:
+        """What is to be done for an object; None if it has ended."""
+        try:
+            key = self.run.key(entry)
+            path = product_path(self.run.out, entry.object_id, key)
+        except DiffinvError as error:
+            self._quarantine(entry, None, reason_of(error))
+            return None
+        before = read_reason(quarantine_path(self.run.out, entry.object_id), key)
+        if is_product(path):
+            self.outcome.skipped += 1
+            self._keep(Task(entry, key, path), fresh=False)
+        elif before is not None:
+            self._tell(entry, f"{before} (quarantined before; remove its file in quarantine/ to try again)")
+        elif (worn := self._worn_out(key)) is not None:
+            self._quarantine(entry, key, worn)
+        else:
+            return Task(entry, key, path)
+        return None
+
+    def _worn_out(self, key: str) -> str | None:
+        """Why an object is not tried again although nobody has set it aside yet."""
+        tally = self.tallies.get(key, Tally())
+        if tally.crashes < MOST_CRASHES and tally.failures < MOST_FAILURES:
+            return None
+        return f"its process died {tally.crashes} times, and it failed or was cut off {tally.failures} times"
+
+    def done(self, task: Task) -> None:
+        """The product of an attempt is there."""
+        self.at_work -= 1
+        self._keep(task, fresh=True)
+
+    def _keep(self, task: Task, *, fresh: bool) -> None:
+        self.run.write_record()
+        self.outcome.products.append(task.path)
+        self.tallies.pop(task.key, None)
+        if fresh or task.key not in self.known:  # a lost manifest grows again from the products
+            self.ledger.write("done", key=task.key, object_id=task.entry.object_id, fresh=fresh)
+        quarantine_path(self.run.out, task.entry.object_id).unlink(missing_ok=True)
+        self._judge()
+
+    def failed(self, task: Task, reason: str, *, final: bool) -> None:
+        """An attempt raised. final: the next one would as well."""
+        self._again(task, "failed", reason, final)
+
+    def crashed(self, task: Task, reason: str) -> None:
+        """The process of an attempt died, or was ended because it hung."""
+        self._again(task, "crashed", reason, False)
+
+    def _again(self, task: Task, kind: str, reason: str, final: bool) -> None:
+        """Try once more, before the others, or give up."""
+        self.at_work -= 1
+        self.ledger.write(kind, key=task.key, object_id=task.entry.object_id, reason=reason)
+        tally = self.tallies[task.key] = add(self.tallies.get(task.key, Tally()), kind)
+        if final or self._worn_out(task.key) is not None:
+            times = tally.crashes + tally.failures
+            self._quarantine(task.entry, task.key, reason if times == 1 else f"{reason} ({times} times)")
+        else:
+            self.waiting.appendleft(task.entry)
+
+    def _quarantine(self, entry: Entry, key: str | None, reason: str) -> None:
+        record = {"object_id": entry.object_id, "path": str(entry.path), "key": key, "reason": reason}
+        path = quarantine_path(self.run.out, entry.object_id)
+        write_atomically(path, (json.dumps(record) + "\n").encode("utf-8", "backslashreplace"))
+        self.ledger.write("quarantined", key=key, object_id=entry.object_id, reason=reason)
+        self.tallies.pop(key or "", None)
+        self.outcome.failed += 1
+        self._tell(entry, reason)
+        self._judge()
+
+    def _tell(self, entry: Entry, reason: str) -> None:
+        self.outcome.quarantined[entry.object_id] = f"object {entry.object_id!r}: {reason}"
+        print_error(self.outcome.quarantined[entry.object_id])
+
+    def _judge(self) -> None:
+        """Stop a run that mostly fails while there is still something to do."""
+        failed, left = self.outcome.failed, len(self.waiting) + self.at_work
+        if not left or self.ended < HOPELESS or self.outcome.stopped:
+            return
+        if failed >= HOPELESS and not self.outcome.products:
+            self.outcome.stopped = f"the first {failed} objects all failed"
+        elif failed > self.most_failed:
+            self.outcome.stopped = f"{failed} of {self.total} objects failed; --max-failed allows more"
+
+
+def read_reason(path: Path, key: str) -> str | None:
+    """Why the object of this key is in quarantine; None if it is not."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return str(record["reason"]) if record["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def run_campaign(run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed: float) -> Outcome:
+    """A product for every object of the shard that can have one, one after the other in this process.
+
+    Arguments: max_failed: share of the shard's objects that may fail before the run stops.
+    Raises: OSError if the disk refuses.
+    """
+    with open_ledger(run, entries, shard, supervised=False) as ledger:
+        campaign = Campaign(run, entries, ledger, look_around(run, ledger, shard), max_failed=max_failed)
+        with Progress(campaign.total) as progress:
+            while (task := campaign.next()) is not None:
+                _attempt(campaign, task, progress)
+        return campaign.outcome
+
+
+def _attempt(campaign: Campaign, task: Task, progress: Progress) -> None:
+    name, ended = task.entry.object_id, campaign.ended
+    progress.set(ended, name)
+    try:
+        campaign.run.make(task.entry, task.path, lambda fraction: progress.set(ended + fraction, name))
+    except OSError:
+        raise  # the disk, which the next object would meet as well
+    except Exception as error:
+        campaign.failed(task, reason_of(error), final=isinstance(error, InputError))
+    else:
+        campaign.done(task)
+    progress.set(campaign.ended, name)
+
+
+def open_ledger(run: Run, entries: Sequence[Entry], shard: Shard, *, supervised: bool) -> Ledger:
+    """This process's file of the manifest, with the names of all its objects. supervised: other processes do the work."""
+    objects = [entry.object_id for entry in entries]
+    return Ledger(run.out, {"shard": str(shard), "supervised": supervised, "config": run.config_hash, "objects": objects})
+
+
+def look_around(run: Run, ledger: Ledger, shard: Shard) -> list[Journal]:
+    """The manifest as it is; a warning names every other living run on the same objects."""
+    journals = read_journals(run.out)
+    for other in others_at_work(journals, ledger, str(shard)):
+        print_error(f"{run.out}: another run is at work here ({other}); the products are the same, --shard i/n shares the work.")
+    return journals
