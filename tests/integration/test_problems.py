@@ -140,7 +140,8 @@ OWN: dict[str, tuple[str, ...]] = {
     "deblurring": ("network.iterations=3",),
     "super_resolution": ("network.iterations=3",),
 }
-USED: dict[str, type[nn.Module]] = {"poisson": RecorruptedAverage, "speckle": RecorruptedAverage, "inpainting_one_mask": LeaveOut}
+USED: dict[str, type[nn.Module]] = dict.fromkeys(("poisson", "speckle"), RecorruptedAverage)
+USED |= dict.fromkeys(("inpainting_one_mask", "cryo"), LeaveOut)
 BEHIND = {"inpainting": NormalisedConvolution, "inpainting_one_mask": NormalisedConvolution}
 BEHIND |= dict.fromkeys(("tomography", "radio", "deblurring", "super_resolution"), RegularisedLeastSquares)
 
