@@ -104,6 +104,9 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     _add_configuration(sample)
     sample.add_argument("--samples", metavar="N", help="posterior draws an object (sampler.samples)")
     sample.add_argument("--seed", metavar="S", help="of the run (sampler.seed)")
+    sample.add_argument("--workers", type=_count, metavar="N", help="processes, each with its share of the cores (default: none)")
+    help_text = "an object may take; then its process is ended and another tries again (at least one worker)"
+    sample.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=help_text)
     sample.add_argument("--shard", default="0/1", metavar="i/n", help="part i (from 0) of n; auto: of a Slurm array or torchrun")
     help_text = "stop when more of the objects have failed, and at least 20 have ended (default 0.05)"
     sample.add_argument("--max-failed", type=_share, default=0.05, metavar="SHARE", help=help_text)
@@ -113,12 +116,27 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
 
 
 def _share(text: str) -> float:
+    return _number(text, 0, 1, "a number from 0 to 1")
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 1e-3, 1e9, "seconds, a number > 0")
+
+
+def _count(text: str) -> int:
+    value = _number(text, 1, 4096, "a whole number from 1")
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(value)
+
+
+def _number(text: str, low: float, high: float, expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+        value = low - 1
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return value
 
 
@@ -184,12 +202,23 @@ def _method(loaded: Loaded[SampleConfig], prior: Prior) -> Method:
     return build_method(choice, prior.card, where=loaded.where)
 
 
-def _prior(config: SampleConfig) -> Prior:
+def _prior(config: SampleConfig, device: str) -> Prior:
+    import torch
+
+    from diffinv.priors.store import load_prior
+
+    return load_prior(config.prior.name, device=device, dtype=getattr(torch, config.dtype))
+
+
+def _device(config: SampleConfig) -> str:
+    """Where the prior goes.
+
+    Raises: ConfigError if the machine has no such device, or the device cannot compute in the configuration's dtype.
+    """
     import torch
 
     from diffinv.core.checks import ConfigError
     from diffinv.priors.precondition import has_bfloat16
-    from diffinv.priors.store import load_prior
 
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -198,20 +227,23 @@ def _prior(config: SampleConfig) -> Prior:
         raise ConfigError(
             "dtype: bfloat16 is tens of times slower than float32 on this CPU, which cannot compute in it; use float32."
         )
-    return load_prior(config.prior.name, device=device, dtype=getattr(torch, config.dtype))
+    return device
 
 
 def _sample(args: argparse.Namespace) -> int:
     loaded = _load_sample_config(args)
     from diffinv.data.catalog import find_objects
     from diffinv.engine.campaign import run_campaign
+    from diffinv.engine.pool import Recipe, run_pool
     from diffinv.engine.run import Plan, Run, prepare
     from diffinv.engine.shards import parse_shard
 
     shard = parse_shard(args.shard, os.environ)
     entries = shard.select(find_objects(args.input))
     prepare(args.out)
-    config, prior = loaded.config, _prior(loaded.config)
+    config, device = loaded.config, _device(loaded.config)
+    workers = args.workers or (None if args.timeout is None else 1)
+    prior = _prior(config, device if workers is None else "cpu")
     plan = Plan(
         options=_options(config),
         method=_method(loaded, prior),
@@ -222,13 +254,18 @@ def _sample(args: argparse.Namespace) -> int:
         save_samples=config.output.samples,
         max_batch=config.sampler.max_batch,
         identity=config.identity(),
+        processes=workers or 1,
     )
     run = Run(args.out, prior, plan, new_run=args.new_run)
     if args.dry_run:
         for entry in entries:
             print(f"{entry.object_id}\t{entry.path}\t{run.state(entry)}")
         return DONE
-    return _finish(args, run_campaign(run, entries, shard, max_failed=args.max_failed))
+    if workers is None:
+        return _finish(args, run_campaign(run, entries, shard, max_failed=args.max_failed))
+    recipe = Recipe(args.out, config.prior.name, device, config.dtype, plan)
+    limits = {"timeout": args.timeout, "max_failed": args.max_failed}
+    return _finish(args, run_pool(run, recipe, entries, shard, workers=workers, **limits))
 
 
 def _finish(args: argparse.Namespace, outcome) -> int:
@@ -266,7 +303,7 @@ def _inspect(args: argparse.Namespace) -> int:
     loaded = _load_sample_config(args)
     from diffinv.engine.inspect import describe
 
-    config, prior = loaded.config, _prior(loaded.config)
+    config, prior = loaded.config, _prior(loaded.config, _device(loaded.config))
     method = _method(loaded, prior)
     text = describe(
         args.file,

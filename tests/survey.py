@@ -20,9 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Workers import the main module again, so that the faults are in every process.
 DRIVER = """
-import os, pathlib, signal, sys, time
+import os, signal, sys, time
+
+if __name__ == "__mp_main__" and "STILLBORN" in os.environ:
+    os._exit(3)
+
 from diffinv.engine.run import Run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 real = Run._reconstruct
 
 def faulty(run, entry, path, report):
@@ -33,7 +38,10 @@ def faulty(run, entry, path, report):
         (run.out / name).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("hangs"):
+        (run.out / (name + ".pid")).write_text(str(os.getpid()))
         time.sleep(1000)
+    if name.startswith("full"):
+        raise OSError(28, "No space left on device", str(path))
     if name.startswith("waits"):
         (run.out / (name + ".pid")).write_text(str(os.getpid()))
         while not (run.out / "go").exists():
@@ -56,14 +64,29 @@ def write_objects(folder: Path, *names: str) -> Path:
     return folder
 
 
-def start(source: Path, out: Path, prior: Path, *extra: str) -> subprocess.Popen[str]:
+def start(source: Path, out: Path, prior: Path, *extra: str, **variables: str) -> subprocess.Popen[str]:
     """`diffinv sample` with faulty objects, as a process."""
     driver = out.parent / "driver.py"
     driver.write_text(DRIVER)
     out.mkdir(exist_ok=True)
     arguments = [sys.executable, str(driver), "sample", str(source), "--out", str(out), "--prior", str(prior), *FAST, *extra]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=out.parent)
+
+
+def pid_of(out: Path, name: str) -> int:
+    """The process at work on an object that waits or hangs, as soon as there is one."""
+    path = out / f"{name}.pid"
+    wait_for(lambda: path.exists() and path.read_text() != "")
+    return int(path.read_text())
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 180) -> tuple[int, str]:

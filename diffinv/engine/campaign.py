@@ -74,18 +74,23 @@ class Campaign:
         return len(self.outcome.products) + len(self.outcome.quarantined)
 
     def next(self) -> Task | None:
-        """The next attempt, recorded; None if nothing waits or the run is stopped.
+        """The next attempt, to be begun; None if nothing waits or the run is stopped.
 
         Raises: OSError if the disk refuses.
         """
         while self.waiting and not self.outcome.stopped:
-            entry = self.waiting.popleft()
-            task = self._task(entry)
+            task = self._task(self.waiting.popleft())
             if task is not None:
                 self.at_work += 1
-                self.ledger.write("start", key=task.key, object_id=entry.object_id)
                 return task
         return None
+
+    def begin(self, task: Task) -> None:
+        """Record an attempt, before it runs.
+
+        Raises: OSError if the disk refuses.
+        """
+        self.ledger.write("start", key=task.key, object_id=task.entry.object_id)
 
     def _task(self, entry: Entry) -> Task | None:
         """What is to be done for an object; None if it has ended."""
@@ -198,6 +203,7 @@ def run_campaign(run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed
 def _attempt(campaign: Campaign, task: Task, progress: Progress) -> None:
     name, ended = task.entry.object_id, campaign.ended
     progress.set(ended, name)
+    campaign.begin(task)
     try:
         campaign.run.make(task.entry, task.path, lambda fraction: progress.set(ended + fraction, name))
     except OSError:

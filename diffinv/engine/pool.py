@@ -1,0 +1,234 @@
+"""Several processes on one list of objects, fed one object at a time by a supervisor that outlives every one of them.
+
+A process that dies takes down only its object in flight, which another process tries again; one that takes longer than the
+time limit is killed, which counts as the object's crash. The supervisor alone decides, and writes the manifest. A signal to
+stop gives the objects in flight a few seconds to finish; those that do not are dropped, and blamed for nothing.
+Invariant: no process is left behind, whatever ends the supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from diffinv.core.checks import ConfigError
+from diffinv.data.catalog import Entry
+from diffinv.engine.campaign import Campaign, Outcome, Task, look_around, open_ledger
+from diffinv.engine.progress import Progress
+from diffinv.engine.run import Plan, Run, print_error
+from diffinv.engine.shards import Shard
+from diffinv.engine.worker import DISK, DONE, FAILED, READY, REFUSED, serve
+from diffinv.priors.store import load_prior
+
+GRACE = 5.0  # seconds that objects in flight have after a signal to stop
+_STILLBORN = 3  # processes in a row that die before they are ready
+_TICK = 0.5  # seconds between looks at the time limit
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a process needs to make the products of a run. prior: name or path. dtype: a name of torch's."""
+
+    out: Path
+    prior: str
+    device: str
+    dtype: str
+    plan: Plan
+
+    def build(self) -> Run:
+        """The run, with the prior on its device.
+
+        Raises: DiffinvError as `load_prior` and `Run`.
+        """
+        prior = load_prior(self.prior, device=self.device, dtype=getattr(torch, self.dtype))
+        return Run(self.out, prior, self.plan, new_run=True)
+
+
+def run_pool(
+    run: Run,
+    recipe: Recipe,
+    entries: Sequence[Entry],
+    shard: Shard,
+    *,
+    workers: int,
+    timeout: float | None,
+    max_failed: float,
+) -> Outcome:
+    """A product for every object of the shard that can have one, by several processes.
+
+    Arguments: run: of this process, whose prior is not asked. recipe: of the same run. workers: processes. timeout: seconds an
+        object, or None. max_failed: share of the shard's objects that may fail before the run stops.
+    Raises: OSError if the disk refuses, ConfigError if no process can start.
+    """
+    with open_ledger(run, entries, shard, supervised=True) as ledger:
+        campaign = Campaign(run, entries, ledger, look_around(run, ledger, shard), max_failed=max_failed)
+        with Progress(campaign.total) as progress, Pool(campaign, recipe, workers, timeout) as pool:
+            while pool.step():
+                progress.set(campaign.ended, f"{len(pool.busy)} in flight")
+        return campaign.outcome
+
+
+@dataclass
+class _Worker:
+    """A process, its pipe, and since when (`time.monotonic`) it is on which task."""
+
+    process: BaseProcess
+    connection: Connection
+    ready: bool = False
+    task: Task | None = None
+    since: float = 0.0
+
+
+class Pool:
+    """The processes of a run. A context manager: all have ended when it is left.
+
+    Arguments: campaign. recipe. size: processes at most. timeout: seconds an object, or None.
+    """
+
+    def __init__(self, campaign: Campaign, recipe: Recipe, size: int, timeout: float | None) -> None:
+        self.campaign, self.recipe, self.size = campaign, recipe, size
+        self.timeout = math.inf if timeout is None else timeout
+        self.workers: list[_Worker] = []
+        self.taken: deque[Task] = deque()  # by the pool, not yet begun
+        self.stillborn = 0
+
+    @property
+    def busy(self) -> list[_Worker]:
+        """The processes on an object."""
+        return [worker for worker in self.workers if worker.task is not None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is not None and not issubclass(kind, Exception):
+                self._finish_in_grace()
+        finally:
+            for worker in list(self.workers):
+                self._end(worker)
+
+    def step(self) -> bool:
+        """Give work to whom has none and hear who is done; False if there is nothing more to do.
+
+        Raises: OSError if the disk refuses, ConfigError if no process can start.
+        """
+        self._take()
+        if not self.taken and not self.busy:
+            return False
+        while len(self.workers) < min(self.size, len(self.taken) + len(self.busy)):
+            self._start()
+        for worker in self.workers:
+            if self.taken and worker.ready and worker.task is None:
+                self._give(worker, self.taken.popleft())
+        self._hear(_TICK)
+        for worker in self.busy:
+            if time.monotonic() - worker.since > self.timeout:
+                self._lose(worker, f"took longer than --timeout {self.timeout:g} s and was ended")
+        return True
+
+    def _take(self) -> None:
+        """As many tasks as there may be processes without one."""
+        if self.campaign.outcome.stopped:
+            self.taken.clear()
+        while len(self.taken) + len(self.busy) < self.size and (task := self.campaign.next()) is not None:
+            self.taken.append(task)
+
+    def _start(self) -> None:
+        """One more process. Signals to stop are for the supervisor: its processes inherit that they are blocked."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        threads = max(1, count_cores() // self.size)
+        process = context.Process(target=serve, args=(theirs, os.getpid(), threads), daemon=True)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            process.start()
+            self.workers.append(_Worker(process, ours))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+        self._send(self.workers[-1], self.recipe)
+
+    def _give(self, worker: _Worker, task: Task) -> None:
+        self.campaign.begin(task)
+        worker.task, worker.since = task, time.monotonic()
+        self._send(worker, (task.entry, task.path))
+
+    def _send(self, worker: _Worker, message: object) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died, which its pipe tells next
+            worker.connection.send(message)
+
+    def _hear(self, seconds: float) -> None:
+        heard = wait([worker.connection for worker in self.workers], seconds)
+        for worker in [worker for worker in self.workers if worker.connection in heard]:
+            try:
+                answer = worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                self._bury(worker)
+            else:
+                self._note(worker, *answer)
+
+    def _note(self, worker: _Worker, kind: str, *values) -> None:
+        task, worker.task = worker.task, None
+        if kind == READY:
+            worker.ready, self.stillborn = True, 0
+            if values[0] != self.campaign.run.config_hash:
+                raise ConfigError(f"prior {self.recipe.prior}: changed since the run began; run the command again.")
+        elif kind == REFUSED:
+            raise ConfigError(values[0])
+        elif kind == DISK:
+            raise OSError(*values)
+        elif kind == DONE:
+            self.campaign.done(task)
+        elif kind == FAILED:
+            self.campaign.failed(task, values[0], final=values[1])
+
+    def _bury(self, worker: _Worker) -> None:
+        """Note that a process has died by itself."""
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if not worker.ready:
+            self.stillborn += 1
+            if self.stillborn >= _STILLBORN:
+                raise ConfigError(f"--workers: processes die before they are ready (the last {how}); try fewer, or none.")
+        self._lose(worker, f"its process {how}{' (out of memory?)' if code == -signal.SIGKILL else ''}")
+
+    def _lose(self, worker: _Worker, reason: str) -> None:
+        task = worker.task
+        self._end(worker)
+        if task is not None:
+            self.campaign.crashed(task, reason)
+
+    def _end(self, worker: _Worker) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self.workers.remove(worker)
+
+    def _finish_in_grace(self) -> None:
+        end = time.monotonic() + GRACE
+        self.campaign.waiting.clear()
+        if self.busy:
+            print_error(f"interrupted; {len(self.busy)} objects in flight have {GRACE:g} s to finish")
+        while self.busy and time.monotonic() < end:
+            self._hear(min(_TICK, max(0.0, end - time.monotonic())))
+
+
+def count_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,88 @@
+"""The process that makes products for a supervisor: one object at a time, told and answered through a pipe.
+
+Nothing heavy is imported before the process has tied its life to the supervisor's. Linux kills it when the supervisor dies;
+elsewhere, and as a second line, a thread looks every second whether the supervisor is still its parent.
+Invariant: it writes products and nothing else; what is said of them in the manifest is the supervisor's business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffinv.data.catalog import Entry
+    from diffinv.engine.pool import Recipe
+    from diffinv.engine.run import Run
+
+READY, DONE, FAILED, REFUSED, DISK = "ready", "done", "failed", "refused", "disk"
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+
+
+def serve(connection: Connection, supervisor: int, threads: int) -> None:
+    """Receive a `Recipe`, then (entry, path) again and again, and answer each, until the pipe is closed.
+
+    Answers: (READY, hash of the run), (DONE,), (FAILED, reason, whether trying again is in vain), (REFUSED, text of an error
+    that holds for every object), (DISK, number, text, file).
+    Arguments: supervisor: its process number. threads: that torch may use, or fewer if the environment says so.
+    """
+    die_with(supervisor)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        recipe = connection.recv()
+        run = _start(connection, recipe, threads)
+        while run is not None:
+            entry, path = connection.recv()
+            connection.send(_attempt(run, entry, path))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def die_with(supervisor: int) -> None:
+    """End this process with its parent, at once or within a second."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != supervisor:
+        os._exit(1)
+    threading.Thread(target=_watch, args=(supervisor,), daemon=True).start()
+
+
+def _watch(supervisor: int) -> None:
+    while os.getppid() == supervisor:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _start(connection: Connection, recipe: Recipe, threads: int) -> Run | None:
+    import torch
+
+    from diffinv.core.checks import DiffinvError
+
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    try:
+        run = recipe.build()
+    except DiffinvError as error:
+        connection.send((REFUSED, str(error)))
+        return None
+    connection.send((READY, run.config_hash))
+    return run
+
+
+def _attempt(run: Run, entry: Entry, path: Path) -> tuple:
+    from diffinv.core.checks import InputError
+    from diffinv.engine.run import reason_of
+
+    try:
+        run.make(entry, path, lambda fraction: None)
+    except OSError as error:
+        return DISK, error.errno, error.strerror or str(error), error.filename
+    except Exception as error:
+        return FAILED, reason_of(error), isinstance(error, InputError)
+    return (DONE,)

@@ -1,0 +1,152 @@
+"""Several processes on one list: whatever kills one of them, or the supervisor, loses no product and blames no neighbour."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diffinv.cli import main
+from diffinv.engine.manifest import Tally, count, read_journals
+from tests.small import FAST, write_prior
+from tests.survey import ROOT, data_parts, events, finish, is_alive, pid_of, reasons, start, wait_for, write_objects
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prior(tmp_path_factory.mktemp("prior") / "tiny.safetensors")
+
+
+def sample(source: Path, out: Path, prior: Path, *extra: str) -> int:
+    return main(["sample", str(source), "--out", str(out), "--prior", str(prior), *FAST, *extra])
+
+
+@pytest.mark.slow
+def test_objects_that_kill_hang_or_fail_leave_their_neighbours_bit_for_bit_as_they_are_alone(tmp_path: Path, prior: Path) -> None:
+    source, out = write_objects(tmp_path / "in", "a", "exits", "fails", "hangs", "once", "z"), tmp_path / "out"
+    code, lines = finish(start(source, out, prior, "--workers", "2", "--timeout", "20"), timeout=300)
+    assert code == 4, lines
+    why = reasons(out)
+    assert set(why) == {"exits", "fails", "hangs"}
+    assert why["exits"] == "its process ended with exit code 70 (2 times)"
+    assert why["fails"] == "RuntimeError: as it always does (3 times)"
+    assert why["hangs"] == "took longer than --timeout 20 s and was ended (2 times)"
+    assert events(out, "start").count("once") == 2 and events(out, "crashed").count("once") == 1
+    for name in why:
+        (source / f"{name}.fits").unlink()
+    assert sample(source, tmp_path / "alone", prior) == 0
+    assert data_parts(out) == data_parts(tmp_path / "alone")
+    assert set(data_parts(out)) == {"a", "once", "z"}
+
+
+def test_processes_die_with_the_supervisor_and_the_rest_is_done_by_the_next_run(tmp_path: Path, prior: Path) -> None:
+    source, out = write_objects(tmp_path / "in", "a", "hangs", "waits"), tmp_path / "out"
+    process = start(source, out, prior, "--workers", "2")
+    try:
+        workers = [pid_of(out, "hangs"), pid_of(out, "waits")]
+        assert all(map(is_alive, workers)) and process.pid not in workers
+    finally:
+        process.kill()
+    wait_for(lambda: not any(map(is_alive, workers)), timeout=5)
+    process.communicate()
+    assert sorted(count(read_journals(out)).values(), key=str) == [Tally(failures=1)] * 2
+    (source / "hangs.fits").unlink()
+    assert sample(source, out, prior) == 0
+    assert events(out, "start").count("a") == 1
+    assert set(data_parts(out)) == {"a", "waits"}
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_gives_objects_in_flight_their_grace_and_blames_none(
+    tmp_path: Path, prior: Path, number: signal.Signals, expected: int
+) -> None:
+    source, out = write_objects(tmp_path / "in", "hangs", "waits", "z"), tmp_path / "out"
+    process = start(source, out, prior, "--workers", "2")
+    try:
+        workers = [pid_of(out, "hangs"), pid_of(out, "waits")]
+        process.send_signal(number)
+        (out / "go").touch()
+        began = time.monotonic()
+        code, lines = finish(process)
+    finally:
+        process.kill()
+    assert code == expected
+    assert time.monotonic() - began < 20
+    assert lines.splitlines()[-1] == "diffinv: interrupted; finished products are kept, the same command does the rest."
+    assert not any(map(is_alive, workers))
+    assert set(data_parts(out)) == {"waits"}
+    assert count(read_journals(out)) == {} and not reasons(out)
+    assert main(["status", str(out)]) == 3
+
+
+def test_two_runs_on_one_output_warn_and_agree(tmp_path: Path, prior: Path) -> None:
+    source, out = write_objects(tmp_path / "in", "a", "b", "waits"), tmp_path / "out"
+    first = start(source, out, prior, "--workers", "1")
+    pid_of(out, "waits")
+    (out / "waits.pid").unlink()
+    second = start(source, out, prior)
+    try:
+        pid_of(out, "waits")
+        (out / "go").touch()
+        ends = [finish(first), finish(second)]
+    finally:
+        first.kill()
+        second.kill()
+    assert [code for code, _ in ends] == [0, 0]
+    assert "another run is at work here" in ends[1][1] and "another run" not in ends[0][1]
+    assert sample(source, tmp_path / "alone", prior) == 0
+    assert data_parts(out) == data_parts(tmp_path / "alone")
+    assert events(out, "start").count("waits") == 2
+    assert main(["status", str(out)]) == 0
+
+
+def test_a_full_disk_ends_the_run_and_processes_that_cannot_start_are_one_line(tmp_path: Path, prior: Path) -> None:
+    source, out = write_objects(tmp_path / "in", "full"), tmp_path / "out"
+    code, lines = finish(start(source, out, prior, "--workers", "2"))
+    assert code == 74 and lines.count("\n") == 1 and "No space left on device" in lines
+    assert count(read_journals(out)) == {} and not data_parts(out)
+    code, lines = finish(start(source, out, prior, "--workers", "2", STILLBORN="1"))
+    assert code == 2
+    assert (
+        lines
+        == "diffinv: --workers: processes die before they are ready (the last ended with exit code 3); try fewer, or none.\n"
+    )
+
+
+ORPHAN = """
+import os, sys, time
+from diffinv.engine.worker import die_with
+supervisor = os.getpid()
+if os.fork() == 0:
+    sys.platform = "without a death signal"
+    die_with(supervisor)
+    print(os.getpid(), flush=True)
+    time.sleep(1000)
+sys.stdin.readline()
+"""
+
+
+def test_without_a_death_signal_a_process_sees_that_its_supervisor_is_gone() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ORPHAN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        child = int(process.stdout.readline())
+        time.sleep(1.5)
+        assert is_alive(child)
+    finally:
+        process.kill()
+    wait_for(lambda: not is_alive(child), timeout=5)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    "option", [("--workers", "0"), ("--workers", "two"), ("--workers", "1.5"), ("--timeout", "0"), ("--max-failed", "5")]
+)
+def test_impossible_numbers_are_refused(tmp_path: Path, option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["sample", "in", "--out", "out", *option])
+    assert caught.value.code == 2
+    assert f"got '{option[1]}'" in capsys.readouterr().err
