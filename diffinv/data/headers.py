@@ -2,7 +2,8 @@
 
 A product holds megabytes of images around a table of a few hundred bytes. Its headers say where each HDU lies, so that a walk
 over them reads a few kilobytes. Only what `diffinv.data.fits.encode_fits` writes is understood; `read_fits` reads the rest.
-Invariant: a file that is cut short, or goes on after its last HDU, is an error, although no image was read.
+Invariant: a file that is cut short within an HDU, or goes on after its last, is an error, although no image was read. One that
+is cut between two HDUs is a FITS file; which HDUs it must have is for the caller to say.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Header:
 
     @property
     def name(self) -> str:
-        return str(self.cards.get("EXTNAME", ""))
+        """EXTNAME, looked up without reading the other cards."""
+        place = self.text.find(b"EXTNAME = ")
+        card = b"" if place % _CARD else self.text[place + 10 : place + _CARD]
+        return str(_value(card.decode("ascii", "replace")) or "")
 
 
 def read_headers(path: Path) -> list[Header]:

@@ -114,6 +114,9 @@ def find_products(out: Path, damaged: list[str]) -> Iterator[Found]:
     for path in sorted((out / "products").glob("*/*.fits"), key=_age):
         try:
             headers = read_headers(path)
+            missing = {"SCI", "ERR", "DQ"} - {header.name for header in headers}
+            if missing:
+                raise InputError(f"{path}: not a diffinv product ({', '.join(sorted(missing))} missing).")
             cards = headers[0].cards
             if config in (None, cards["CFGHASH"]):
                 yield Found(unquote(str(cards["OBJID"]), errors="surrogatepass"), path, headers)

@@ -10,6 +10,7 @@ import pytest
 from astropy.table import Table as AstropyTable
 
 from diffinv.cli import main
+from diffinv.data.headers import read_headers
 from diffinv.data.products import read_product
 from diffinv.engine.manifest import Tally, count, read_journals
 from diffinv.engine.run import Run
@@ -178,7 +179,9 @@ def test_merge_makes_one_table_of_whole_products_without_reading_images(
     assert main(["merge", str(out)]) == 3
     assert str(damaged) in capsys.readouterr().err
     assert len(AstropyTable.read(out / "catalog.ecsv", format="ascii.ecsv")) == 6
+    damaged.write_bytes(damaged.read_bytes()[: read_headers(out / table["product"][2])[0].end])
     assert main(["status", str(out)]) == 3
+    assert "damaged     1" in capsys.readouterr().out
 
 
 def test_a_process_that_dies_in_order_or_far_away_is_no_crash(tmp_path: Path, prior: Path) -> None:
