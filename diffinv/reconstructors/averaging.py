@@ -25,7 +25,7 @@ from diffinv.reconstructors.observed import good_data, hidden, require_diagonal,
 
 
 class _Average(Reconstructor):
-    """The mean of a model over draws of a changed observation."""
+    """The mean of what a model makes of draws of a changed observation."""
 
     def __init__(self, model: nn.Module, draws: int, seed: int) -> None:
         super().__init__()
@@ -34,13 +34,13 @@ class _Average(Reconstructor):
         self.model, self.draws, self.seed = model, draws, seed
 
     @abc.abstractmethod
-    def _change(self, observation: Observation, rng: Rng) -> Observation:
-        """The observation that one draw sees."""
+    def _draw(self, data: Observation, rng: Rng) -> Image:
+        """The image of one draw."""
 
     def forward(self, observation: Observation) -> Image:
         data = whole(observation)
         streams = Rng.for_draws(self.seed, [0] * data.y.shape[0], 1)
-        return sum(self.model(self._change(data, streams.spawn(n))) for n in range(self.draws)) / self.draws
+        return sum(self._draw(data, streams.spawn(n)) for n in range(self.draws)) / self.draws
 
 
 class RecorruptedAverage(_Average):
@@ -55,9 +55,9 @@ class RecorruptedAverage(_Average):
         super().__init__(model, draws, seed)
         self.share = share
 
-    def _change(self, observation: Observation, rng: Rng) -> Observation:
-        (y, noise), _ = observation.noise.split(observation.y, rng, share=self.share)
-        return replace(observation, y=y, noise=noise)
+    def _draw(self, data: Observation, rng: Rng) -> Image:
+        (y, noise), _ = data.noise.split(data.y, rng, share=self.share)
+        return self.model(replace(data, y=y, noise=noise))
 
 
 class SplittingAverage(_Average):
@@ -73,11 +73,11 @@ class SplittingAverage(_Average):
         super().__init__(model, draws, seed)
         self.hide = hide
 
-    def _change(self, observation: Observation, rng: Rng) -> Observation:
-        return self.hide(observation, rng)
+    def _draw(self, data: Observation, rng: Rng) -> Image:
+        return self.model(self.hide(data, rng))
 
 
-class EquivariantAverage(Reconstructor):
+class EquivariantAverage(_Average):
     """Mean of T_g f(y, A T_g) over draws of g: through the virtual operators that `VirtualOperators` trains on.
 
     Arguments: model: f, a Reconstructor; with `SplittingAverage` inside, what is hidden is averaged over too. group: of
@@ -87,17 +87,10 @@ class EquivariantAverage(Reconstructor):
     """
 
     def __init__(self, model: nn.Module, *, group: Group, draws: int, seed: int) -> None:
-        super().__init__()
-        if draws < 1:
-            raise ConfigError(f"EquivariantAverage: draws must be ≥ 1, got {draws}; the error falls as 1/√draws.")
-        self.model, self.group, self.draws, self.seed = model, group, draws, seed
+        super().__init__(model, draws, seed)
+        self.group = group
 
-    def forward(self, observation: Observation) -> Image:
-        data = whole(observation)
-        streams = Rng.for_draws(self.seed, [0] * data.y.shape[0], 1)
-        return sum(self._turned(data, streams.spawn(n)) for n in range(self.draws)) / self.draws
-
-    def _turned(self, data: Observation, rng: Rng) -> Image:
+    def _draw(self, data: Observation, rng: Rng) -> Image:
         element = self.group.draw(rng, data.image_shape, data.y)
         return element(self.model(replace(data, operator=compose(data.operator, element))))
 
