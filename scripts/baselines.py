@@ -18,11 +18,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import interpolate, pad
 
 from diffinv.core.linalg import cg, expand
 from diffinv.core.types import LinearMap
 from diffinv.operators.base import LinearOperator
+from diffinv.unmixing import starlet as starlet_transform
+from diffinv.unmixing.starlet import Extension, torus
 
 
 def bicubic(data: Tensor, factor: int) -> Tensor:
@@ -170,42 +172,11 @@ def _shrink_length(u: Tensor, weight: Tensor) -> Tensor:
 TOTAL_VARIATION = Analysis(_gradient, _divergence, 8**0.5, _shrink_length)
 
 
-def _smooth(x: Tensor, scale: int) -> Tensor:
-    """B₃-spline smoothing with holes of 2^scale − 1 pixels, on the torus (so that it is its own adjoint)."""
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=x.dtype, device=x.device) / 16
-    step = 2**scale
-    flat = x.reshape(-1, 1, *x.shape[-2:])
-    flat = conv2d(pad(flat, (0, 0, 2 * step, 2 * step), mode="circular"), taps.reshape(1, 1, -1, 1), dilation=(step, 1))
-    flat = conv2d(pad(flat, (2 * step, 2 * step, 0, 0), mode="circular"), taps.reshape(1, 1, 1, -1), dilation=(1, step))
-    return flat.reshape(x.shape)
-
-
 @dataclass(frozen=True)
-class Starlet:
-    """Isotropic undecimated wavelets: details w_j = c_j − c_{j+1}, c_{j+1} = h_j ∗ c_j, with or without the coarse c_J.
+class Starlet(starlet_transform.Starlet):
+    """Starlets on the torus, as a penalty."""
 
-    References: Starck, Fadili & Murtagh, *The Undecimated Wavelet Decomposition and its Reconstruction*, 2007.
-    """
-
-    scales: int
-    coarse: bool = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, H, W) → (B, scales (+ 1), H, W)."""
-        parts, smooth = [], x
-        for scale in range(self.scales):
-            next_smooth = _smooth(smooth, scale)
-            parts.append(smooth - next_smooth)
-            smooth = next_smooth
-        return torch.cat([*parts, smooth] if self.coarse else parts, 1)
-
-    def adjoint(self, u: Tensor) -> Tensor:
-        """Φᵀ u: (B, scales (+ 1), H, W) → (B, 1, H, W), by Horner's rule from the coarsest scale."""
-        total = u[:, self.scales :] if self.coarse else torch.zeros_like(u[:, :1])
-        for scale in reversed(range(self.scales)):
-            detail = u[:, scale : scale + 1]
-            total = detail + _smooth(total - detail, scale)
-        return total
+    extend: Extension = torus
 
     @property
     def penalty(self) -> Analysis:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from selfsup_problems import DRAWS, FOLDS, HIDING, KEPT, SHAPE, SIZE, Problem, Recipe, fixed, network, number, seen
+from selfsup_problems import DRAWS, FOLDS, HIDING, KEPT, SHAPE, SIZE, Problem, Recipe, Size, fixed, number, seen
 from torch import Tensor
 
 from diffinv.core.rng import Rng
@@ -62,12 +62,12 @@ class Tabulated(LinearInverse):
         return (clean_data(observation).flatten(1) @ self.table.mT).unflatten(1, SHAPE)
 
 
-def through(inverse: LinearInverse) -> Callable[[], Reconstructor]:
-    return lambda: BackProjected(network(), inverse=inverse, residual=True)
+def through(inverse: LinearInverse) -> Callable[[Size], Reconstructor]:
+    return lambda size: BackProjected(size.unet(), inverse=inverse, residual=True)
 
 
 def rows(
-    model: Callable[[], Reconstructor], losses: dict[str, Loss], uses: dict[str, Callable] | None = None
+    model: Callable[[Size], Reconstructor], losses: dict[str, Loss], uses: dict[str, Callable] | None = None
 ) -> dict[str, Recipe]:
     """The twin, the losses and measurement consistency, all with one network; uses: of those that are not used as they are."""
     every = {"supervised": Supervised()} | losses | {"measurement consistency": MeasurementConsistency()}

@@ -30,7 +30,8 @@ from selfsup_inverse import ONE  # noqa: E402
 from selfsup_inverse import PROBLEMS as INCOMPLETE  # noqa: E402
 from selfsup_plan import BATCH, HELD_OUT, SURVEY_SEED, TRAINING, plan_of  # noqa: E402
 from selfsup_problems import PROBLEMS as COMPLETE  # noqa: E402
-from selfsup_problems import SHAPE, Problem  # noqa: E402
+from selfsup_problems import SHAPE, TRAINED, Problem, Size  # noqa: E402
+from selfsup_tables import SIZES  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from diffinv.core.rng import Rng  # noqa: E402
@@ -45,15 +46,15 @@ INSTRUMENTS = {
     "gaussian": (Identity(SHAPE), Gaussian(torch.full((1,), 0.1))),
     "one_mask": (ONE, Gaussian(torch.full((1,), 0.02))),
 }
-ROUNDS = 8
+ROUNDS = 16
 
 
 class Ours(nn.Module):
     """The benchmark's model with the library's interface: data of one operator → image."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, size: Size) -> None:
         super().__init__()
-        self.model = PROBLEMS[problem].recipes["supervised"].model()
+        self.model = PROBLEMS[problem].recipes["supervised"].model(size)
         self.problem = problem
 
     def forward(self, y: Tensor, physics, **kwargs) -> Tensor:
@@ -95,8 +96,8 @@ PEERS = {
 class Step:
     """One update by a list of the library's losses."""
 
-    def __init__(self, peer: Peer, source: Simulated, rate: float) -> None:
-        self.source, self.physics, self.losses, model = source, peer.physics(), peer.losses(), Ours(peer.problem)
+    def __init__(self, peer: Peer, source: Simulated, rate: float, size: Size = TRAINED) -> None:
+        self.source, self.physics, self.losses, model = source, peer.physics(), peer.losses(), Ours(peer.problem, size)
         for loss in self.losses:
             model = loss.adapt_model(model)
         self.model = model
@@ -135,9 +136,10 @@ def train(peer: Peer, problem: Problem, images: Tensor, seed: int, steps: int) -
     return {"psnr": fmean(psnr), "seconds": round(seconds, 1), "multipliers": [], "start": None}
 
 
-def step_times(images: Tensor) -> dict[str, float]:
+def step_times(images: Tensor, size: Size) -> dict[str, float]:
     """Time of a step over that of a supervised one of the library, in turns, the fastest of the rounds."""
-    steps = {n: Step(p, Simulated(images[:TRAINING], PROBLEMS[p.problem].observe, SURVEY_SEED), 1e-5) for n, p in PEERS.items()}
+    sources = {key: Simulated(images[:TRAINING], PROBLEMS[key].observe, SURVEY_SEED) for key in INSTRUMENTS}
+    steps = {name: Step(peer, sources[peer.problem], 1e-5, size) for name, peer in PEERS.items()}
     best = dict.fromkeys(steps, math.inf)
     for number in range(ROUNDS + 1):
         for name, step in steps.items():
@@ -166,7 +168,8 @@ def main() -> None:
             result = train(peer, PROBLEMS[peer.problem], images, seed, args.steps)
             path.write_text(json.dumps(result))
             print(f"{path.stem}: {result['psnr']:.2f} dB, {result['seconds']:.0f} s", flush=True)
-    times = {f"{PEERS[name].problem}, {name}": value for name, value in step_times(images).items()}
+    found = {column: step_times(images, size) for column, size in SIZES.items()}
+    times = {f"{peer.problem}, {name}": {column: found[column][name] for column in SIZES} for name, peer in PEERS.items()}
     (args.work / f"{args.images}-peers.json").write_text(json.dumps(times | {"version": deepinv.__version__}))
 
 

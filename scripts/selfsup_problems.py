@@ -43,17 +43,31 @@ KEPT = 1 - 1 / FOLDS
 SHAPE = (1, SIZE, SIZE)
 
 
-def network() -> nn.Module:
-    return plain_unet(1, (16, 32), (1, 1))
+@dataclass(frozen=True)
+class Size:
+    """How large the networks are. widths, blocks: of the U-Net, a level. blind: width of the blind-spot network."""
+
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    blind: int
+
+    def unet(self) -> nn.Module:
+        return plain_unet(1, self.widths, self.blocks)
+
+    def blind_spot(self) -> Reconstructor:
+        return BlindSpot(BlindSpotNetwork(1, width=self.blind, depth=6))
 
 
-def reconstructor() -> Reconstructor:
-    return BackProjected(network(), residual=True)
+TRAINED, USUAL = Size((16, 32), (1, 1), 8), Size((32, 64, 96), (1, 1, 2), 32)
 
 
-def from_nothing() -> Reconstructor:
+def reconstructor(size: Size) -> Reconstructor:
+    return BackProjected(size.unet(), residual=True)
+
+
+def from_nothing(size: Size) -> Reconstructor:
     """Starts from an empty image: where noise is much larger than the image, the data are a bad start."""
-    return BackProjected(network())
+    return BackProjected(size.unet())
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Recipe:
     """
 
     loss: Callable[[Tensor], Loss]
-    model: Callable[[], Reconstructor] = reconstructor
+    model: Callable[[Size], Reconstructor] = reconstructor
     use: Callable[[Reconstructor], Reconstructor] = lambda model: model
     rate: float | None = None
 
@@ -114,7 +128,7 @@ HIDING = RandomHiding(KEPT)
 SPLITTING = Recipe(fixed(Splitting(HIDING)), use=lambda m: LeaveOut(m, folds=FOLDS, seed=1))
 UNSURE = Recipe(lambda y: Unsure(White().start(level(y)), White()), rate=0.015)
 UNSURE_COUNTS = Recipe(lambda y: Unsure(SignalDependent().start(level(y)), SignalDependent()), rate=0.015)
-BLIND = Recipe(fixed(MeasurementConsistency()), model=lambda: BlindSpot(BlindSpotNetwork(1, width=8, depth=6)))
+BLIND = Recipe(fixed(MeasurementConsistency()), model=Size.blind_spot)
 COUNTS = {
     "SURE, first order": Recipe(fixed(FirstOrderSure())),
     "UNSURE, gain and σ unknown": UNSURE_COUNTS,
@@ -130,7 +144,7 @@ GAUSSIAN = {
     "blind-spot network": BLIND,
     "Noise2Void": VOID,
     "Neighbor2Neighbor": Recipe(fixed(Neighbor2Neighbor(1.0))),
-    "Noise2Score": Recipe(lambda y: Noise2Score(0.3 * level(y) ** 0.5), model=lambda: ScoreReconstructor(network())),
+    "Noise2Score": Recipe(lambda y: Noise2Score(0.3 * level(y) ** 0.5), model=lambda size: ScoreReconstructor(size.unet())),
 }
 
 
