@@ -1,0 +1,1 @@
+"""Cubes of spectra to maps of physical parameters with their errors."""
