@@ -19,7 +19,9 @@ from diffinv import __version__
 
 if TYPE_CHECKING:
     from diffinv.config import Loaded, Override
+    from diffinv.data.catalog import Entry
     from diffinv.data.layouts import InputOptions
+    from diffinv.engine.campaign import Outcome
     from diffinv.engine.draws import Method
     from diffinv.engine.mocks import Mocks
     from diffinv.priors.store import Prior
@@ -99,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample = commands.add_parser("sample", help="posterior products for a FITS file, a directory or a catalogue")
-    sample.add_argument("input", type=Path, metavar="INPUT", help="FITS file, directory of FITS files, or .csv catalogue")
+    help_text = "FITS file, directory, or catalogue (.csv, .ecsv, .fits, .parquet, .hdf5)"
+    sample.add_argument("input", type=Path, metavar="INPUT", help=help_text)
     sample.add_argument("--out", type=Path, required=True, metavar="DIR")
     _add_configuration(sample)
     sample.add_argument("--samples", metavar="N", help="posterior draws an object (sampler.samples)")
@@ -262,13 +265,13 @@ def _sample(args: argparse.Namespace) -> int:
             print(f"{entry.object_id}\t{entry.path}\t{run.state(entry)}")
         return DONE
     if workers is None:
-        return _finish(args, run_campaign(run, entries, shard, max_failed=args.max_failed))
+        return _finish(args, entries, run_campaign(run, entries, shard, max_failed=args.max_failed))
     recipe = Recipe(args.out, config.prior.name, device, config.dtype, plan)
     limits = {"timeout": args.timeout, "max_failed": args.max_failed}
-    return _finish(args, run_pool(run, recipe, entries, shard, workers=workers, **limits))
+    return _finish(args, entries, run_pool(run, recipe, entries, shard, workers=workers, **limits))
 
 
-def _finish(args: argparse.Namespace, outcome) -> int:
+def _finish(args: argparse.Namespace, entries: Sequence[Entry], outcome: Outcome) -> int:
     from diffinv.report.html import write_report
 
     for path in outcome.products:
@@ -279,7 +282,7 @@ def _finish(args: argparse.Namespace, outcome) -> int:
     if outcome.stopped:
         return STOPPED
     if outcome.quarantined:
-        return USAGE if args.input.is_file() and args.input.suffix.lower() != ".csv" else QUARANTINED
+        return USAGE if args.input in {entry.path for entry in entries if entry.where is None} else QUARANTINED
     return DONE
 
 

@@ -48,6 +48,7 @@ HEAVY = {
     "parsl": "engine/sites.py",
     "h5py": "data/hdf5.py",
     "zarr": "data/zarrs.py",
+    "pyarrow": "data/parquet.py",
 }
 CASES = {"operator": "operators", "noise": "noise", "prior": "priors", "guidance": "guidance", "sampler": "samplers"}
 CASES |= {"loss": "losses", "group": "groups"}

@@ -3,7 +3,6 @@
 A file is untrusted until it has been read: its size, the pixels that its headers claim, the bytes that it unpacks to and
 its checksums are checked before a pixel is decoded, and whatever astropy raises on a broken file becomes one `InputError`
 that names the file, the cause and the remedy. astropy's warnings are kept as notes and never printed.
-Checksums are the ones' complement sums of the FITS standard 4.0, appendix J, computed here from the bytes in the file.
 Invariant: every array leaves this module as a plain, native-endian numpy array with BZERO and BSCALE applied.
 """
 
@@ -26,6 +25,7 @@ from astropy.table import QTable
 from astropy.wcs import WCS
 
 from diffinv.core.checks import InputError
+from diffinv.data.checksums import check_sums
 
 Value = str | int | float | bool
 Cards = Mapping[str, Value]
@@ -101,7 +101,15 @@ def read_fits(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> FitsFile:
     Raises: InputError if it is missing, empty, truncated, not FITS, too large, or fails its checksum.
     """
     path = Path(path)
-    stored = _read_bytes(path, 8 * max_pixels + _SLACK)
+    return decode_fits(path, _read_bytes(path, 8 * max_pixels + _SLACK), max_pixels=max_pixels)
+
+
+def decode_fits(path: Path, stored: bytes, *, max_pixels: int = MAX_PIXELS) -> FitsFile:
+    """A FITS file, plain or gzipped, from its bytes.
+
+    Arguments: path: what errors name. stored, max_pixels: as of `read_fits`.
+    Raises: InputError as `read_fits`.
+    """
     raw = _unpack(path, stored, 8 * max_pixels + _SLACK)
     _check_magic(path, raw)
     with warnings.catch_warnings(record=True) as caught:
@@ -231,7 +239,7 @@ def _check_structure(path: Path, raw: bytes, max_pixels: int) -> None:
                 raise InputError(f"{path}: more than {MAX_HDUS} HDUs; split the file.")
             if end > len(raw):
                 raise InputError(f"{path}: truncated in HDU {number} ({len(raw)} of {end} bytes); fetch or write it again.")
-            _check_sums(path, number, hdu.header, raw[place["hdrLoc"] : start], raw[start:end])
+            check_sums(path, number, hdu.header, raw[place["hdrLoc"] : start], raw[start:end])
     if any(raw[end:]):
         raise InputError(f"{path}: damaged after HDU {number} ({len(raw) - end} bytes that are no HDU); fetch or write it again.")
 
@@ -244,27 +252,6 @@ def _claimed_pixels(header: fits.Header) -> int:
     if any(n < 0 for n in sizes) or axes > 32:
         raise ValueError(f"axes {sizes[:5]} are impossible")
     return math.prod(sizes) if sizes else 0
-
-
-def _check_sums(path: Path, number: int, header: fits.Header, head: bytes, data: bytes) -> None:
-    data_sum = ones_complement_sum(data)
-    stored = str(header.get("DATASUM", "")).strip()
-    if stored and (not stored.isdigit() or int(stored) != data_sum):
-        raise InputError(f"{path}: the data of HDU {number} fail their checksum (DATASUM); the file is damaged, fetch it again.")
-    if str(header.get("CHECKSUM", "")).strip(" 0") and _fold(data_sum + ones_complement_sum(head)) not in (0, 0xFFFFFFFF):
-        raise InputError(f"{path}: HDU {number} fails its checksum (CHECKSUM); the file is damaged, fetch it again.")
-
-
-def ones_complement_sum(block: bytes) -> int:
-    """DATASUM of the bytes of an HDU's data."""
-    words = np.frombuffer(block, dtype=">u4", count=len(block) // 4)
-    return _fold(int(words.sum(dtype=np.uint64)))
-
-
-def _fold(total: int) -> int:
-    while total > 0xFFFFFFFF:
-        total = (total & 0xFFFFFFFF) + (total >> 32)
-    return total
 
 
 def _decode(raw: bytes) -> tuple[tuple[Plane, ...], tuple[Table, ...]]:

@@ -45,7 +45,10 @@ def open_fits_rows(source: Path, options: InputOptions, extra: Sequence[str] = (
     Arguments: source. options: what the files do not say themselves. extra: names of further extensions that hold images.
     Raises: InputError with a line for each bad file (the first 20).
     """
-    paths = tuple(entry.path for entry in find_objects(source))
+    entries = find_objects(source)
+    if any(entry.where is not None for entry in entries):
+        raise InputError(f"{source}: a catalogue of mosaics or image rows; training reads a file a row, or an array file.")
+    paths = tuple(entry.path for entry in entries)
     if not paths:
         raise InputError(f"{source}: no FITS files to learn from; give a directory of them, a catalogue, or an array file.")
     shelf = _Shelf(paths, options, tuple(extra))

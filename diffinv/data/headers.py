@@ -20,7 +20,8 @@ from typing import BinaryIO
 import numpy as np
 
 from diffinv.core.checks import InputError
-from diffinv.data.fits import MAX_HDUS, Value, ones_complement_sum
+from diffinv.data.checksums import ones_complement_sum
+from diffinv.data.fits import MAX_HDUS, Value
 
 _BLOCK, _CARD = 2880, 80
 _MOST_BLOCKS = 1000  # of one header

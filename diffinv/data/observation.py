@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from diffinv.core.checks import InputError
-from diffinv.data.catalog import object_name
-from diffinv.data.fits import read_fits
+from diffinv.data.catalog import Entry, object_name
+from diffinv.data.fits import Plane
 from diffinv.data.grids import SkyGrid
+from diffinv.data.inputs import read_input
 from diffinv.data.layouts import InputOptions, RawBand, read_bands
 from diffinv.data.psf import PointSpread, PsfKind, check_psf, check_psf_scale
 
@@ -60,13 +61,17 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class SkyObservation:
-    """Everything that was measured of one object. Bands of the same name are exposures of one band. sha256: of the file."""
+    """Everything that was measured of one object. Bands of the same name are exposures of one band.
+
+    sha256: of the bytes read. truths: the `TRUTH` planes of a simulation.
+    """
 
     object_id: str
     path: Path
     bands: tuple[Band, ...]
     sha256: str
     notes: tuple[str, ...]
+    truths: tuple[Plane, ...] = ()
 
     def exposures(self) -> dict[str, tuple[Band, ...]]:
         """Band name → its exposures, in the order of the file."""
@@ -82,13 +87,22 @@ def read_observation(path: str | Path, options: InputOptions, *, object_id: str 
     Raises: InputError, one line that names the file, the cause and the remedy.
     """
     path = Path(path)
-    file = read_fits(path, max_pixels=options.max_pixels)
+    return observe(Entry(object_id if object_id is not None else object_name(path), path), options)
+
+
+def observe(entry: Entry, options: InputOptions) -> SkyObservation:
+    """What was measured of an entry, checked.
+
+    Arguments: entry. options: what its file does not say itself.
+    Raises: InputError, one line that names the file, the cause and the remedy.
+    """
+    file = read_input(entry, options)
     try:
         bands = check_bands(read_bands(file, options), options)
     except InputError as error:
-        named = tuple(str(p) for p in (path, options.psf, options.variance) if p is not None)
-        raise error if str(error).startswith(named) else InputError(f"{path}: {error}") from error
-    return SkyObservation(object_id if object_id is not None else object_name(path), path, bands, file.sha256, file.notes)
+        named = tuple(str(p) for p in (entry.path, options.psf, options.variance) if p is not None)
+        raise error if str(error).startswith(named) else InputError(f"{entry.path}: {error}") from error
+    return SkyObservation(entry.object_id, entry.path, bands, file.sha256, file.notes, tuple(file.named("TRUTH")))
 
 
 def check_bands(raw: Sequence[RawBand], options: InputOptions) -> tuple[Band, ...]:

@@ -12,7 +12,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from diffinv.core.batched import collate
 from diffinv.core.checks import ConfigError, InputError, ShapeError
-from diffinv.data.fits import read_fits
+from diffinv.data.fits import Plane
 from diffinv.data.forward import Field, build_field
 from diffinv.data.grids import SkyGrid, output_grid
 from diffinv.data.observation import Band, SkyObservation
@@ -248,9 +247,8 @@ def build_product(
     provenance: Provenance,
     *,
     save_samples: bool,
-    max_pixels: int,
 ) -> Product:
-    """The record of an object from the draws of its channels. max_pixels: limit on reading its file again, for the truth."""
+    """The record of an object from the draws of its channels."""
     samples = torch.cat([a.samples for a in answers], 1)
     grid, names = channels[0].field.grid, tuple(n for c in channels for n in c.names)
     resolution = (provenance.target_fwhm, channels[0].field.target_fwhm)
@@ -274,7 +272,7 @@ def build_product(
         catalog=catalog(names, samples, grid.pixel_scale, [a.chi2 for a, c in zip(answers, channels) for _ in c.names]),
         notes=tuple(dict.fromkeys([*observation.notes, *extra, *_field_notes(channels), *_solver_notes(answers)])),
         zeropoint=tuple(observation.exposures()[name][0].zeropoint for name in names),
-        truth=read_truth(observation.path, names, grid, *resolution, max_pixels=max_pixels),
+        truth=find_truth(observation.truths, names, grid, *resolution),
     )
 
 
@@ -351,15 +349,13 @@ def _at_centres(grid: SkyGrid, native: SkyGrid, mask: np.ndarray) -> np.ndarray:
     return inside & mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)]
 
 
-def read_truth(
-    path: Path, names: Sequence[str], grid: SkyGrid, fwhm: float, prior_fwhm: float, *, max_pixels: int
-) -> np.ndarray | None:
+def find_truth(truths: Sequence[Plane], names: Sequence[str], grid: SkyGrid, fwhm: float, prior_fwhm: float) -> np.ndarray | None:
     """The `TRUTH` planes of a simulated observation (C, H, W), if there is one a band, on this grid and at this resolution.
 
     Arguments: fwhm: of the answer's PSF, arcsec. prior_fwhm: of the prior's images, and of a truth without `TPSFFWHM`.
     Returns: the planes, else None.
     """
-    planes = {str(p.header.get("BAND", "")): p for p in read_fits(path, max_pixels=max_pixels).named("TRUTH")}
+    planes = {str(p.header.get("BAND", "")): p for p in truths}
     if not all(name in planes and planes[name].data.shape == grid.shape for name in names):
         return None
     if not np.allclose([float(planes[name].header.get("TPSFFWHM", prior_fwhm)) for name in names], fwhm, rtol=1e-3, atol=0):

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from diffinv import __version__
 from diffinv.core.checks import ConfigError, DiffinvError, InputError
 from diffinv.data.catalog import Entry
+from diffinv.data.inputs import file_digest, input_digest
 from diffinv.data.layouts import InputOptions
-from diffinv.data.observation import read_observation
+from diffinv.data.observation import observe
 from diffinv.data.products import product_path, read_product, safe_id, write_atomically, write_product
 from diffinv.engine.draws import Method
 from diffinv.engine.manifest import FOLDER, QUARANTINE, check_folder, record_hash
@@ -127,7 +128,10 @@ class Run:
 
     def key(self, entry: Entry) -> str:
         """hash(object, input bytes, configuration, weights, version, seed)[:16]."""
-        text = json.dumps([entry.object_id, file_digest(entry.path), self.config_hash])
+        return self._key(entry, input_digest(entry, self.plan.options))
+
+    def _key(self, entry: Entry, digest: str) -> str:
+        text = json.dumps([entry.object_id, digest, self.config_hash])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def state(self, entry: Entry) -> str:
@@ -141,13 +145,16 @@ class Run:
         """Sample an object and write its product.
 
         Arguments: path: of the product. report: called with the fraction done.
-        Raises: InputError if its file cannot be used, OSError if the disk refuses the product, and whatever sampling raises.
+        Raises: InputError if its file cannot be used, DiffinvError if it is not the one that the product's key is of, OSError if
+            the disk refuses the product, and whatever sampling raises.
         """
         self._reconstruct(entry, path, report)
 
     def _reconstruct(self, entry: Entry, path: Path, report: Callable[[float], None]) -> None:
         plan = self.plan
-        observation = read_observation(entry.path, plan.options, object_id=entry.object_id)
+        observation, key = observe(entry, plan.options), path.stem.rpartition("-")[2]
+        if self._key(entry, observation.sha256) != key:
+            raise DiffinvError(f"{entry.path}: changed while the run was about to read it; it is read again.")
         channels = build_channels(observation, self.prior, margin=plan.margin)
         seed = object_seed(plan.seed, entry.object_id)
         answers = self._answers(channels, seed, report)
@@ -160,17 +167,9 @@ class Run:
             seed=seed,
             input_sha256=observation.sha256,
             target_fwhm=plan.target_fwhm if plan.target_fwhm is not None else self.prior.card.target_fwhm,
-            key=path.stem.rpartition("-")[2],
+            key=key,
         )
-        product = build_product(
-            observation,
-            channels,
-            answers,
-            provenance,
-            save_samples=plan.save_samples,
-            max_pixels=plan.options.max_pixels,
-        )
-        write_product(path, product)
+        write_product(path, build_product(observation, channels, answers, provenance, save_samples=plan.save_samples))
 
     def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
         """Draws, with half the batch again and again while memory does not suffice."""
@@ -230,21 +229,6 @@ def reason_of(error: BaseException) -> str:
     """What went wrong, on one line."""
     text = " ".join(str(error).split())
     return text[:500] if isinstance(error, DiffinvError) else f"{type(error).__name__}: {text[:300]}"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a regular file, read in blocks.
-
-    Raises: InputError if it is missing, cannot be read, or is a directory, a device or a pipe.
-    """
-    try:
-        if path.is_file():
-            with open(path, "rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-        cause = "a directory, a device or a pipe" if path.exists() else "no such file"
-    except (OSError, ValueError) as error:
-        cause = str(error)
-    raise InputError(f"{path}: cannot be read ({cause}); check the path and its permissions.")
 
 
 def _digests(options: InputOptions) -> dict[str, str]:

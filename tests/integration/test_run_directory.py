@@ -14,8 +14,9 @@ import pytest
 
 from diffinv.cli import main
 from diffinv.data.fits import Plane, Table, encode_fits
+from diffinv.data.inputs import file_digest
 from diffinv.engine.draws import INNER
-from diffinv.engine.run import file_digest, prepare
+from diffinv.engine.run import prepare
 from tests.small import FAST, blob, write_observation, write_prior
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffinv.core.checks import ConfigError, InputError
+from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import find_objects, object_name
 from diffinv.data.fits import Plane, encode_fits
 from diffinv.data.forward import Field
@@ -20,7 +20,7 @@ from diffinv.engine.draws import INNER, Method
 from diffinv.engine.inspect import count_evaluations, most_passes
 from diffinv.engine.methods import Choice, build_method, describe_method
 from diffinv.engine.mocks import sky_cards
-from diffinv.engine.objects import answer_channels, build_channels, read_truth, smooth_to
+from diffinv.engine.objects import answer_channels, build_channels, find_truth, smooth_to
 from diffinv.engine.reconstruct import reconstruct
 from diffinv.guidance.base import ConjugateGradients, Gmres
 from diffinv.guidance.moment_matching import MomentMatching
@@ -115,21 +115,11 @@ def test_a_sharper_target_is_a_configuration_error(target: float) -> None:
 @pytest.mark.parametrize(
     ("card_fwhm", "answer", "attached"), [(None, 0.2, True), (None, 0.4, False), (0.2, 0.2, True), (0.3, 0.2, False)]
 )
-def test_a_truth_of_another_resolution_is_not_attached(
-    tmp_path: Path, card_fwhm: float | None, answer: float, attached: bool
-) -> None:
+def test_a_truth_of_another_resolution_is_not_attached(card_fwhm: float | None, answer: float, attached: bool) -> None:
     cards = {**sky_cards((16, 16), 0.1), "BAND": "i"} | ({} if card_fwhm is None else {"TPSFFWHM": card_fwhm})
-    path = tmp_path / "a.fits"
-    path.write_bytes(encode_fits([Plane("PRIMARY", None, {}), Plane("TRUTH", np.ones((16, 16), np.float32), cards)]))
-    truth = read_truth(path, ("i",), SkyGrid.from_header(cards, (16, 16)), answer, 0.2, max_pixels=1 << 20)
+    planes = [Plane("TRUTH", np.ones((16, 16), np.float32), cards)]
+    truth = find_truth(planes, ("i",), SkyGrid.from_header(cards, (16, 16)), answer, 0.2)
     assert (truth is not None) == attached
-
-
-def test_the_limit_on_pixels_holds_for_the_truth_too(tmp_path: Path) -> None:
-    path, grid = tmp_path / "a.fits", SkyGrid.linear((16, 16), 0.1)
-    path.write_bytes(encode_fits([Plane("PRIMARY", None, {}), Plane("TRUTH", np.ones((16, 16), np.float32), {"BAND": "i"})]))
-    with pytest.raises(InputError, match="max_pixels"):
-        read_truth(path, ("i",), grid, 0.2, 0.2, max_pixels=255)
 
 
 @pytest.mark.parametrize(
