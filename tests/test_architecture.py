@@ -19,7 +19,7 @@ MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 LAYERS = (
     ("core",),
     ("operators", "schedules"),
-    ("noise",),
+    ("noise", "spectral"),
     ("likelihood", "priors"),
     ("reconstructors",),
     ("guidance", "losses"),

@@ -1,0 +1,1 @@
+"""Spectra: physical models, what an instrument makes of them, and mock cubes."""
