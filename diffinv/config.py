@@ -26,6 +26,11 @@ M = TypeVar("M", bound="Section")
 _MAX_BYTES = 1 << 18
 _MAX_NODES = 10_000
 _MAX_DEPTH = 16
+_REASONS = {
+    "string_pattern_mismatch": "auto, cpu, cuda or cuda:N",
+    "tuple_type": "a list",
+    "too_short": "a list of {min_length} or more",
+}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
 
 
@@ -57,7 +62,8 @@ def positive_or(*words: str, several: bool = False) -> Any:
             raise ValueError(allowed)
         return numbers if isinstance(value, list) else numbers[0]
 
-    return Annotated[float | str | tuple[float, ...], PlainValidator(check)]
+    plain = PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, when_used="json")
+    return Annotated[float | str | tuple[float, ...], PlainValidator(check), plain]
 
 
 def _stamp_or_path(value: Any) -> Path | tuple[tuple[float, ...], ...]:
@@ -104,14 +110,14 @@ class Override:
 
 @dataclass(frozen=True)
 class Loaded(Generic[M]):
-    """A checked configuration and where each key came from."""
+    """A checked configuration and where each key came from; the file itself is under ""."""
 
     config: M
     places: dict[str, str]
 
     def where(self, key: str) -> str:
-        """`run.yaml:3 sampler.name`, `--set sampler.name`, or the bare key if nobody gave it."""
-        return self.places.get(key, key)
+        """`run.yaml:3 sampler.name`, `--set sampler.name`, or, if nobody gave it, `run.yaml sampler.name`."""
+        return _nearest_place([key], self.places)
 
 
 def parse_set(text: str) -> Override:
@@ -130,7 +136,7 @@ def load(model: type[M], path: Path | None, overrides: Sequence[Override] = ()) 
     Returns: the configuration with the place of each given key.
     Raises: ConfigError with one line an error.
     """
-    reading = _Reading()
+    reading = _Reading({} if path is None else {"": str(path)})
     values = _read_file(path, reading) if path is not None else {}
     for override in overrides:
         _apply_override(values, override, reading)
@@ -147,7 +153,7 @@ def load(model: type[M], path: Path | None, overrides: Sequence[Override] = ()) 
 
 @dataclass
 class _Reading:
-    """What one `load` has met so far."""
+    """What one `load` has met so far. places: of the keys, and of the file under ""."""
 
     places: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -258,8 +264,8 @@ def _describe(model: type[Section], error: dict[str, Any], places: dict[str, str
     given = repr(error["input"])
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     reason = reason.removeprefix("a valid ").partition(", unable")[0]
-    if error["type"] == "string_pattern_mismatch":
-        reason = "auto, cpu, cuda or cuda:N"
+    if error["type"] in _REASONS:
+        reason = _REASONS[error["type"]].format_map(error.get("ctx", {}))
     if error["type"] == "value_error" and isinstance(error["input"], dict):
         return f"{place}: {reason}"
     return f"{place}: expected {reason}, got {given if len(given) <= 60 else given[:57] + '...'}"
@@ -286,7 +292,7 @@ def _nearest_place(loc: list[str], places: dict[str, str]) -> str:
         key = ".".join(loc[:end])
         if key in places:
             return places[key]
-    return ".".join(loc)
+    return f"{places.get('', '')} {'.'.join(loc)}".lstrip()
 
 
 def _sections_in(annotation: Any) -> list[type[Section]]:

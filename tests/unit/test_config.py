@@ -217,7 +217,9 @@ GOOD = {
         ("loss", "[{name: sur}]", "run.yaml:3 loss.0.name: unknown name 'sur' (did you mean sure?)"),
         ("loss", "[{name: sure}, {name: recorrupted}]", "run.yaml:3 loss.1: loss.1.share is missing; it has no default."),
         ("loss", "[{name: recorrupted, share: 1}]", "run.yaml:3 loss.0.share: expected less than 1, got 1"),
-        ("loss", "[]", "run.yaml:3 loss: expected Tuple should have at least 1 item"),
+        ("loss", "[]", "run.yaml:3 loss: expected a list of 1 or more, got []"),
+        ("loss", "sure", "run.yaml:3 loss: expected a list, got 'sure'"),
+        ("loss", "{name: sure}", "run.yaml:3 loss: expected a list, got {'name': 'sure'}"),
         (
             "loss",
             "[{name: equivariant_imaging, noisy: true, groups: [{kind: shifts, raech: 1}]}]",
@@ -233,6 +235,26 @@ def test_mistakes_among_choices_and_in_lists_have_their_place(tmp_path: Path, se
     content = "".join(f"{name}: {text if name == section else value}\n" for name, value in GOOD.items())
     found = train_problems(tmp_path, content)
     assert any(line.startswith(expected) for line in found), found
+
+
+def test_what_nobody_gave_is_asked_for_by_file_and_key(tmp_path: Path) -> None:
+    assert train_problems(tmp_path, "")[0] == "run.yaml data: data is missing; it has no default."
+    path = tmp_path / "run.yaml"
+    path.write_text("".join(f"{name}: {value}\n" for name, value in GOOD.items()))
+    loaded = load(TrainConfig, path)
+    assert loaded.where("noise").endswith("run.yaml:2 noise")
+    assert loaded.where("operator").endswith("run.yaml operator")
+
+
+@pytest.mark.parametrize(("text", "value"), [("[0.1, 0.2]", [0.1, 0.2]), ("auto", "auto"), ("0.5", 0.5)])
+def test_a_level_is_plain_in_the_record_without_a_warning(
+    tmp_path: Path, text: str, value: object, recwarn: pytest.WarningsRecorder
+) -> None:
+    content = GOOD | {"noise": f"{{kind: gaussian, std: {text}}}"}
+    path = tmp_path / "run.yaml"
+    path.write_text("".join(f"{name}: {section}\n" for name, section in content.items()))
+    assert load(TrainConfig, path).config.identity()["noise"]["std"] == value
+    assert not recwarn
 
 
 def test_the_training_section_is_exactly_the_plan() -> None:
