@@ -18,6 +18,9 @@ from diffinv.core.checks import DiffinvError
 from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 
+_BISECTIONS = 60  # to the rounding of float64
+_NUDGE = 1e-6
+
 
 class Schedule(abc.ABC):
     """A way through the noise levels, given by a decreasing map from [0, 1] to σ."""
@@ -39,6 +42,26 @@ class Schedule(abc.ABC):
     def draw(self, rng: Rng, batch: int) -> Tensor:
         """Training levels σ(u), u uniform on (0, 1), one a row, on the device of the streams: (B,) float64."""
         return self.level(rng.uniform(torch.empty(batch, 1, dtype=torch.float64, device=rng.keys.device))[:, 0])
+
+    def above(self, sigma: Tensor) -> Tensor:
+        """The share of training levels above σ, the u with σ(u) = σ: (B,) → (B,) float64, by bisection."""
+        low = torch.zeros_like(sigma, dtype=torch.float64)
+        high = torch.ones_like(low)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            higher = self.level(middle) > sigma
+            low, high = torch.where(higher, middle, low), torch.where(higher, high, middle)
+        return low
+
+    def draw_above(self, rng: Rng, floor: Tensor) -> tuple[Tensor, Tensor]:
+        """Training levels given that they lie above a floor, one a row, and the share of levels that do.
+
+        A mean over these levels, times the share, is the mean over all levels of what counts only above the floor.
+        Arguments: floor: (B,) float64. Returns: σ > floor (B,), by a part in 10⁶ at least, and the share (B,), both float64.
+        """
+        share = self.above(floor)
+        u = rng.uniform(torch.empty(floor.shape[0], 1, dtype=torch.float64, device=floor.device))[:, 0]
+        return torch.maximum(self.level(share * u), floor * (1 + _NUDGE)), share
 
 
 def _check_range(owner: str, sigma_min: float, sigma_max: float) -> None:

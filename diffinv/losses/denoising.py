@@ -9,9 +9,15 @@ from torch import Tensor
 from diffinv.core.linalg import expand
 from diffinv.core.registry import register
 from diffinv.core.rng import Rng
+from diffinv.core.types import Sigma
 from diffinv.losses.base import CleanBatch, Loss
 from diffinv.priors.base import Denoiser
 from diffinv.schedules import Schedule
+
+
+def edm_weight(sigma: Sigma, sigma_data: float) -> Tensor:
+    """w = (σ² + σ_d²)/(σ σ_d)²: (B,), in the inverse square of the unit of σ."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 @register("loss", "denoising_score_matching")
@@ -30,5 +36,4 @@ class DenoisingScoreMatching(Loss):
     def __call__(self, model: Denoiser, batch: CleanBatch, rng: Rng) -> Tensor:
         sigma = self.schedule.draw(rng, batch.x.shape[0]).to(batch.x)
         noisy = batch.x + expand(sigma, batch.x) * rng.normal(batch.x)
-        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        return weight * (model(noisy, sigma) - batch.x).pow(2).flatten(1).mean(1)
+        return edm_weight(sigma, self.sigma_data) * (model(noisy, sigma) - batch.x).pow(2).flatten(1).mean(1)

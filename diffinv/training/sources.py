@@ -14,11 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffinv.core.batched import Batched
+from diffinv.core.batched import Batched, collate
 from diffinv.core.checks import DiffinvError
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.losses.base import CleanBatch, MeasuredBatch
+from diffinv.noise.gaussian import Gaussian
+from diffinv.noise.independent import over
+from diffinv.operators.algebra import Identity
+from diffinv.reconstructors.observed import require_identity
 
 _SPLIT = 0x5917  # any constant: who is held out must not follow the seed of the training
 
@@ -98,6 +102,76 @@ class Simulated(Source):
     def batch(self, index: Tensor, rng: Rng) -> MeasuredBatch:
         device = rng.keys.device
         return self.observe(self.images[index].float().to(device), Rng.for_draws(self.seed, index, 1).to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Certain(Source):
+    """Clean or simulated images as measurements whose noise is their rounding: σ = ε rms, ε of float32.
+
+    They train every level of a loss that takes noisy images, beside measurements of any noise (`Mixture`).
+
+    Arguments: source: of `CleanBatch`.
+    """
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, index: Tensor, rng: Rng) -> MeasuredBatch:
+        x = self.source.batch(index, rng).x
+        rms = x.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+        noise = Gaussian(torch.finfo(torch.float32).eps * rms)
+        return MeasuredBatch(Observation(x, Identity(tuple(x.shape[1:])), noise), x)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(Source):
+    """Rows of several sources of images seen directly, each with its own white or per-pixel Gaussian noise.
+
+    Arguments: parts: of `MeasuredBatch`, A the identity. times: how often the rows of each part are counted, whole numbers:
+    what a few good images are worth. A batch has no truths unless every part has.
+    Raises: DiffinvError if parts and times are not of one length, or images of different shapes meet.
+    """
+
+    parts: tuple[Source, ...]
+    times: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.parts) != len(self.times) or any(t < 1 for t in self.times):
+            raise DiffinvError(f"Mixture: {len(self.parts)} parts and times {self.times}; give one whole number ≥ 1 a part.")
+
+    def __len__(self) -> int:
+        return sum(len(part) * times for part, times in zip(self.parts, self.times, strict=True))
+
+    def batch(self, index: Tensor, rng: Rng) -> MeasuredBatch:
+        found, places, start = [], [], 0
+        for part, times in zip(self.parts, self.times, strict=True):
+            stop = start + len(part) * times
+            rows = ((index >= start) & (index < stop)).nonzero()[:, 0]
+            if len(rows):
+                batch = part.batch((index[rows] - start) % len(part), rng.select(rows.to(rng.keys.device)))
+                found.append(_per_pixel(batch))
+                places.append(rows)
+            start = stop
+        if any(batch.x is None for batch in found):
+            found = [replace(batch, x=None) for batch in found]
+        if len({tuple(batch.observation.y.shape[1:]) for batch in found}) > 1:
+            shapes = sorted({tuple(batch.observation.y.shape[1:]) for batch in found})
+            raise DiffinvError(f"Mixture: its parts have images of the shapes {shapes}; cut them to one.")
+        return collate(found).select(torch.cat(places).argsort())
+
+
+def _per_pixel(batch: MeasuredBatch) -> MeasuredBatch:
+    """With a noise level a pixel, so that white and uneven noise fit in one batch."""
+    data = batch.observation
+    require_identity("Mixture", data)
+    if not isinstance(data.noise, Gaussian) or data.noise.mask is not None:
+        raise DiffinvError(
+            f"Mixture: {type(data.noise).__name__} does not mix; its parts must have white or per-pixel Gaussian noise, unmasked."
+        )
+    std = over(data.noise.std, data.y).expand(data.y.shape)
+    return MeasuredBatch(replace(data, noise=Gaussian(std)), batch.x)
 
 
 @dataclass(frozen=True, eq=False)

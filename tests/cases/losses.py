@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diffinv.losses.ambient import Ambient, AmbientSure, Consistency
 from diffinv.losses.base import Loss, Total
 from diffinv.losses.denoisers import Neighbor2Neighbor, Noise2Score
 from diffinv.losses.denoising import DenoisingScoreMatching
@@ -19,7 +20,7 @@ from diffinv.losses.sure import FirstOrderSure, ShiftedSure, Sure
 from diffinv.losses.unsure import Unsure, White
 from diffinv.losses.virtual import VirtualOperators
 from diffinv.operators.groups import Flips
-from diffinv.schedules import LogNormal
+from diffinv.schedules import LogNormal, LogUniform
 
 GAUSSIAN = ("gaussian", "gaussian_correlated")
 COUNTING = ("poisson", "poisson_gaussian")
@@ -27,6 +28,9 @@ EVERY = (*GAUSSIAN, *COUNTING, "heteroscedastic_gaussian", "gamma")
 SPLITS = (*GAUSSIAN, "poisson", "gamma")
 WEIGHT = torch.linspace(0.5, 2, 24, dtype=torch.float64).reshape(1, 2, 3, 4)
 INDEPENDENT = tuple(name for name in EVERY if name != "gaussian_correlated")
+
+LEVELS = LogUniform(0.05, 20.0)
+DENOISERS = ("denoising_score_matching", "ambient", "ambient_sure", "consistency")  # they train D(x, σ), not f(y, A)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ CASES: dict[str, Callable[[], LossCase]] = {
     "neighbor2neighbor": lambda: LossCase(Neighbor2Neighbor(1.0)),
     "noise2score": lambda: LossCase(Noise2Score(0.05)),
     "denoising_score_matching": lambda: LossCase(DenoisingScoreMatching(LogNormal(-0.7, 1.7), 1.0)),
+    "ambient": lambda: LossCase(Ambient(LEVELS, 1.0), GAUSSIAN),
+    "ambient_sure": lambda: LossCase(AmbientSure(LEVELS, 1.0, ForwardMode()), GAUSSIAN),
+    "consistency": lambda: LossCase(Consistency(LEVELS, 1.0)),
 }
 
 VARIANTS: dict[str, Callable[[], LossCase]] = {

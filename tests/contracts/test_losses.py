@@ -30,12 +30,14 @@ from diffinv.operators.algebra import Identity
 from diffinv.operators.base import LinearOperator
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.observed import clean_data, good_data, whole
-from tests.cases.losses import CASES, EVERY, VARIANTS, LossCase
+from tests.cases.losses import CASES as EVERY_LOSS
+from tests.cases.losses import DENOISERS, EVERY, VARIANTS, LossCase
 from tests.cases.noise import CASES as NOISES
 from tests.cases.operators import CASES as OPERATORS
 from tests.cases.operators import draw
 
 F64 = torch.float64
+CASES = {name: case for name, case in EVERY_LOSS.items() if name not in DENOISERS}
 LINEAR = ("convolution", "mask", "sum_pool", "masked_fourier", "band_mixing", "radon", "affine", "compose")
 
 
@@ -170,7 +172,7 @@ def test_what_a_loss_needs_is_asked_for_before_training() -> None:
 
 
 ROWS_TALK = ("multi_operator_imaging",)
-MEASURED = [n for n in {**CASES, **VARIANTS} if n not in ("denoising_score_matching", *ROWS_TALK)]
+MEASURED = [n for n in {**CASES, **VARIANTS} if n not in ROWS_TALK]
 
 
 def suited(name: str, rows: int) -> MeasuredBatch:
