@@ -137,6 +137,60 @@ class FourierGaussianPrior(Denoiser):
         return self.mean + self._filtered(rng.normal(like), self.spectrum.sqrt())
 
 
+@register("prior", "gaussian_low_rank")
+class LowRankGaussianPrior(Denoiser):
+    """N(m, W Wᵀ + ψ I): D = m + g (x − m) + Q [(λ + ψ)/(λ + ψ + σ²) − g] Qᵀ (x − m), g = ψ/(ψ + σ²), W Wᵀ = Q λ Qᵀ.
+
+    Arguments: mean: (1, *image), in the image's unit. factor: W (n, r), r ≤ n = numel of an image. rest: ψ > 0, (), in the
+    square of the image's unit.
+    Raises: DiffinvError for shapes that do not fit, or ψ that is not positive.
+    """
+
+    def __init__(self, mean: Tensor, factor: Tensor, rest: Tensor) -> None:
+        super().__init__()
+        size = mean[0].numel()
+        if mean.shape[0] != 1 or factor.ndim != 2 or factor.shape[0] != size or factor.shape[1] > size:
+            raise DiffinvError(
+                f"LowRankGaussianPrior: mean {tuple(mean.shape)} needs a factor of ({size}, r ≤ {size}) and a leading axis of 1; "
+                f"got {tuple(factor.shape)}."
+            )
+        if rest.ndim or not bool(rest > 0):
+            raise DiffinvError(f"LowRankGaussianPrior: the rest must be one variance > 0, got {rest.tolist()}.")
+        vectors, values, _ = torch.linalg.svd(factor, full_matrices=False)
+        self.register_buffer("mean", mean)
+        self.register_buffer("eigenvectors", vectors)
+        self.register_buffer("eigenvalues", values**2)
+        self.register_buffer("rest", rest)
+
+    @property
+    def covariance(self) -> Tensor:
+        """W Wᵀ + ψ I, (n, n)."""
+        dense = (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.mT
+        return dense + self.rest * torch.eye(len(dense), dtype=dense.dtype, device=dense.device)
+
+    def forward(self, x: Image, sigma: Sigma) -> Image:
+        check_shape("LowRankGaussianPrior", x, self.mean.shape[1:])
+        variance, gap = sigma.to(x.dtype)[:, None] ** 2, (x - self.mean).flatten(1)
+        isotropic, along = self.rest / (self.rest + variance), self.eigenvalues + self.rest
+        u = (gap @ self.eigenvectors) * (along / (along + variance) - isotropic)
+        return self.mean + (isotropic * gap + u @ self.eigenvectors.mT).reshape(x.shape)
+
+    def log_prob(self, x: Image, sigma: Sigma) -> Tensor:
+        """log N(x; m, W Wᵀ + ψ + σ²): (B, *image), (B,) → (B,), float64."""
+        gap = (x - self.mean).flatten(1).double()
+        floor = self.rest.double() + sigma.double()[:, None] ** 2
+        u, along = gap @ self.eigenvectors.double(), self.eigenvalues.double() + floor
+        squares = (gap**2).sum(1) / floor[:, 0] - (u**2 * (1 / floor - 1 / along)).sum(1)
+        others = gap.shape[1] - u.shape[1]
+        return -(squares + along.log().sum(1) + others * floor[:, 0].log() + gap.shape[1] * LOG_2PI) / 2
+
+    def sample(self, like: Image, rng: Rng) -> Image:
+        """Draws of the prior itself (σ = 0), the shape and dtype of `like` (B, *image)."""
+        z = rng.normal(like).flatten(1)
+        u = (z @ self.eigenvectors) * ((self.eigenvalues + self.rest).sqrt() - self.rest.sqrt())
+        return self.mean + (self.rest.sqrt() * z + u @ self.eigenvectors.mT).reshape(like.shape)
+
+
 @register("prior", "mixture")
 class MixturePrior(Denoiser):
     """Σ_k w_k N(m_k, C), one covariance for all: D = C (C + σ²)⁻¹ x + σ² (C + σ²)⁻¹ Σ_k r_k(x) m_k.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffinv.priors.analytic import FourierGaussianPrior, GaussianPrior, MixturePrior
+from diffinv.priors.analytic import FourierGaussianPrior, GaussianPrior, LowRankGaussianPrior, MixturePrior
 from diffinv.priors.base import Denoiser
 
 SHAPE = (2, 3, 4)
@@ -53,6 +53,13 @@ def gaussian_fourier() -> PriorCase:
     return PriorCase(prior, images(1), dense)
 
 
+def gaussian_low_rank() -> PriorCase:
+    factor = torch.cos(torch.arange(SIZE * 3, dtype=torch.float64) ** 1.3).reshape(SIZE, 3)
+    rest = torch.tensor(0.3, dtype=torch.float64)
+    dense = factor @ factor.mT + 0.3 * torch.eye(SIZE, dtype=torch.float64)
+    return PriorCase(LowRankGaussianPrior(images(1), factor, rest), images(1), dense)
+
+
 def mixture(component: Tensor) -> PriorCase:
     """Three components of one covariance, () or (SIZE, SIZE)."""
     means, weights = images(3), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -65,6 +72,7 @@ def mixture(component: Tensor) -> PriorCase:
 CASES: dict[str, Callable[[], PriorCase]] = {
     "gaussian": gaussian,
     "gaussian_fourier": gaussian_fourier,
+    "gaussian_low_rank": gaussian_low_rank,
     "mixture": lambda: mixture(torch.tensor(0.4, dtype=torch.float64)),
 }
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from diffinv.core.checks import DiffinvError
 from diffinv.core.linalg import expand
 from diffinv.core.rng import Rng
-from diffinv.priors.analytic import FourierGaussianPrior, GaussianPrior, MixturePrior
+from diffinv.priors.analytic import FourierGaussianPrior, GaussianPrior, LowRankGaussianPrior, MixturePrior
 from tests.cases import priors
 from tests.cases.priors import CASES, SIZE, VARIANTS, PriorCase
 
 ALL = {**CASES, **VARIANTS}
-GAUSSIAN = ["gaussian", "gaussian_fourier"]
+GAUSSIAN = ["gaussian", "gaussian_fourier", "gaussian_low_rank"]
 DRAWS = 20000
 Z = 4.5
 
@@ -92,7 +92,8 @@ def test_the_jacobian_is_the_posterior_covariance(name: str) -> None:
 
 
 def test_every_closed_form_prior_has_a_case() -> None:
-    assert set(CASES) == {cls.registry_key[1] for cls in (GaussianPrior, FourierGaussianPrior, MixturePrior)}
+    classes = (GaussianPrior, FourierGaussianPrior, LowRankGaussianPrior, MixturePrior)
+    assert set(CASES) == {cls.registry_key[1] for cls in classes}
 
 
 def test_a_row_alone_equals_the_row_in_a_batch(case: PriorCase) -> None:
