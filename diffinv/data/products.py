@@ -3,8 +3,7 @@
 Extensions: SCI (posterior mean), ERR (standard deviation), DQ (bits of `Quality`), Q05 … Q95, INFO, SAMPLES, a RESID, a PSF_IN
 and a DATA an exposure, PSF_OUT, CATALOG. Images are cubes (band, y, x); each has its own WCS. Fluxes are in BUNIT per output
 pixel; ZEROPNT is the magnitude of one BUNIT where it is known (ZPNT1, ZPNT2, … where the bands of a cube differ).
-A product is written under a temporary name in its own directory, synced, read back and compared, and renamed; the directory is
-synced last. Object names are percent-encoded, so that no name can lead out of the output directory.
+Object names are percent-encoded, so that no name can lead out of the output directory.
 A product may be as large as its samples: it is read whole if it has at most `MAX_PIXELS` pixels or as many as the file has
 bytes. One beyond `MAX_PIXELS` is written without compression, so that every product that was written can be read.
 Invariant: a pixel whose mean or standard deviation is not finite has NODATA set.
@@ -14,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from pathlib import Path
@@ -24,6 +22,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
+from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Table, Value, encode_fits, read_fits
 from diffinv.data.grids import SkyGrid
 
@@ -43,6 +42,8 @@ _PRIMARY = {
     "CHI2": ("chi2", "reduced, of the posterior mean"),
     "TPSFFWHM": ("target_fwhm", "arcsec, 0: none"),
     "PRODKEY": ("key", "identifies object, input, run"),
+    "CALSHA": ("calibration_sha256", "SHA-256 of the calibration"),
+    "CALFAC": ("calibration_factor", "of 90 % intervals on the source"),
 }
 
 
@@ -58,7 +59,11 @@ class Quality(IntFlag):
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a product comes from; one primary card a field. chi2 may be NaN when there are no data (no card then)."""
+    """Where a product comes from; one primary card a field.
+
+    chi2 may be NaN when there are no data (no card then). calibration_sha256, calibration_factor: of the file by which
+    intervals were stretched, "" and 1 where none was.
+    """
 
     version: str
     config_hash: str
@@ -73,6 +78,8 @@ class Provenance:
     chi2: float
     target_fwhm: float
     key: str
+    calibration_sha256: str = ""
+    calibration_factor: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,37 +183,6 @@ def _claimed(parts: Sequence[Plane | Table]) -> int:
     """Pixels of the planes and bytes of the tables."""
     planes = sum(p.data.size for p in parts if isinstance(p, Plane) and p.data is not None)
     return planes + sum(np.asarray(c).nbytes for p in parts if isinstance(p, Table) for c in p.columns.values())
-
-
-def write_atomically(path: str | Path, payload: bytes, *, verify: Callable[[Path], object] | None = None) -> None:
-    """Temporary name in the same directory → fsync → read back and compare → `os.replace` → fsync of the directory.
-
-    Arguments: verify: called with the temporary file; what it raises stops the write.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid.uuid4().hex}.part"
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if temporary.read_bytes() != payload:
-            raise DiffinvError(f"{path}: what was read back differs from what was written; the disk is not to be trusted.")
-        if verify is not None:
-            verify(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parts(product: Product) -> list[Plane | Table]:
@@ -370,8 +346,8 @@ def _card(cards: Cards, key: str, kind: type[str] | type[int] | type[float]) -> 
 
 
 def _provenance(cards: Cards) -> Provenance:
-    kinds = {"draws": int, "seed": int, "network_calls": float, "chi2": float, "target_fwhm": float}
-    known = {"CHI2": float("nan"), **cards}
+    kinds = {"draws": int, "seed": int, "network_calls": float, "chi2": float, "target_fwhm": float, "calibration_factor": float}
+    known = {"CHI2": float("nan"), "CALSHA": "", "CALFAC": 1.0, **cards}
     return Provenance(**{name: _card(known, card, kinds.get(name, str)) for card, (name, _) in _PRIMARY.items()})
 
 

@@ -26,6 +26,7 @@ from diffinv.data.observation import Band, SkyObservation
 from diffinv.data.products import LEVELS, Exposure, Product, Provenance, Quality, holds_quantile
 from diffinv.data.psf import FWHM_TO_SIGMA, gaussian_stamp
 from diffinv.engine.draws import Method
+from diffinv.engine.judge import Judgement, judge, known_columns
 from diffinv.engine.measure import catalog
 from diffinv.engine.memory import rows_that_fit
 from diffinv.engine.methods import describe_method
@@ -54,7 +55,7 @@ class Answer:
 
     samples: (M, C, H, W) on the output grid. information: (C, H, W), ½ ln(prior variance / posterior variance), at the prior's
     resolution, or None. residuals: of the mean, one (h, w) an exposure. chi2: a good datum. data: how many. calls: of the network
-    a draw. indefinite: share of the guidance's solves that met negative curvature.
+    a draw. indefinite: share of the guidance's solves that met negative curvature. judgement: what needs no truth.
     """
 
     samples: Tensor
@@ -64,6 +65,7 @@ class Answer:
     data: int
     calls: float
     indefinite: float
+    judgement: Judgement
 
 
 def stable_hash(text: str) -> int:
@@ -171,7 +173,7 @@ def answer_channels(
             progress=report,
         )
         for row, k in enumerate(group):
-            answers[k] = _answer(channels[k], result, row, target_fwhm)
+            answers[k] = _answer(channels[k], result, row, target_fwhm, seed)
     return [answers[k] for k in range(len(channels))]
 
 
@@ -195,7 +197,7 @@ def _scaled(progress: Callable[[float], None] | None, start: float, share: float
     return None if progress is None else lambda done, total: progress(start + share * done / total)
 
 
-def _answer(channel: Channel, result: Result, row: int, target_fwhm: float | None) -> Answer:
+def _answer(channel: Channel, result: Result, row: int, target_fwhm: float | None, seed: int) -> Answer:
     field, samples = channel.field, result.samples[row]
     residuals = field.likelihood.residuals(samples.mean(0, keepdim=True))
     return Answer(
@@ -206,6 +208,7 @@ def _answer(channel: Channel, result: Result, row: int, target_fwhm: float | Non
         data=int(sum(int(n.sum()) for n in field.likelihood.good())),
         calls=result.network_calls,
         indefinite=result.indefinite,
+        judgement=judge(field, samples, channel.exposures, seed ^ stable_hash("+".join(channel.names))),
     )
 
 
@@ -269,7 +272,8 @@ def build_product(
         samples=samples.numpy() if save_samples else None,
         exposures=tuple(_exposure(band, residual) for band, residual in bands),
         target_psf=_target_psf(provenance.target_fwhm, grid.pixel_scale),
-        catalog=catalog(names, samples, grid.pixel_scale, [a.chi2 for a, c in zip(answers, channels) for _ in c.names]),
+        catalog=catalog(names, samples, grid.pixel_scale, [a.chi2 for a, c in zip(answers, channels) for _ in c.names])
+        | known_columns([(a.judgement, len(c.names)) for a, c in zip(answers, channels)]),
         notes=tuple(dict.fromkeys([*observation.notes, *extra, *_field_notes(channels), *_solver_notes(answers)])),
         zeropoint=tuple(observation.exposures()[name][0].zeropoint for name in names),
         truth=find_truth(observation.truths, names, grid, *resolution),
@@ -335,6 +339,7 @@ def _quality(channel: Channel, answer: Answer) -> np.ndarray:
         quality[row] |= np.where(seen, 0, Quality.EXTRAPOLATED) | np.where(saturated, Quality.SATURATED, 0)
     if answer.information is not None:
         quality |= np.where(answer.information.numpy() < INFORMED, Quality.PRIOR_DRIVEN, 0)
+    quality |= np.where(answer.judgement.flagged, Quality.PRIOR_DRIVEN, 0)
     if answer.chi2 > 1 + CHI2_SIGMAS * math.sqrt(2 / max(answer.data, 1)):
         quality |= Quality.CHI2_BAD
     return quality

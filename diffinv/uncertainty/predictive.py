@@ -28,7 +28,7 @@ from diffinv.likelihood import Joint, Likelihood, Observation
 from diffinv.uncertainty.finding import Finding
 from diffinv.uncertainty.nulls import REPLICATES, exchange_test, findings, integers, streams, two_sided
 
-_ROWS = 1 << 24  # image elements of replicates at once
+_ROWS = 1 << 22  # image elements of replicates at once
 
 
 def reduced_chi2(likelihood: Likelihood, x: Image) -> Tensor:
@@ -62,15 +62,14 @@ def predictive_table(likelihood: Likelihood, samples: Tensor, rng: Rng, *, repli
         raise DiffinvError(f"predictive_table: data of {likelihood.batch} objects but draws of {objects}; give as many of both.")
     chosen = integers(rng, draws, (objects,), samples)
     x = samples[torch.arange(objects, device=samples.device), chosen]
-    keys = streams(rng.spawn(1), objects * replicates)
-    size = max(1, _ROWS // (replicates * x[0].numel()))
+    keys, total = streams(rng.spawn(1), objects * replicates), objects * replicates
+    size = max(1, _ROWS // x[0].numel())
     null = []
-    for start in range(0, objects, size):
-        rows = torch.arange(start, min(start + size, objects), device=x.device).repeat_interleave(replicates)
+    for start in range(0, total, size):
+        rows = torch.arange(start, min(start + size, total), device=x.device) // replicates
         part, images = likelihood.select(rows), x[rows]
-        stream = keys.select(slice(start * replicates, (start + size) * replicates))
-        null.append(reduced_chi2(replicated(part, images, stream), images).unflatten(0, (-1, replicates)))
-    return torch.cat([reduced_chi2(likelihood, x)[:, None], torch.cat(null)], 1)
+        null.append(reduced_chi2(replicated(part, images, keys.select(slice(start, start + size))), images))
+    return torch.cat([reduced_chi2(likelihood, x)[:, None], torch.cat(null).unflatten(0, (objects, replicates))], 1)
 
 
 def predictive_chi2(likelihood: Likelihood, samples: Tensor, rng: Rng) -> tuple[Finding, ...]:
