@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="how far a run is: exit code 0 all done, 3 partly, 4 some quarantined")
     status.add_argument("directory", type=Path, metavar="DIR", help="the --out of `diffinv sample`")
     status.set_defaults(run=_status)
-    merge = commands.add_parser("merge", help="one table, catalog.ecsv, from the products of a run")
+    merge = commands.add_parser("merge", help="one table, catalog.ecsv and .parquet, of the products of a run")
     merge.add_argument("directory", type=Path, metavar="DIR", help="the --out of `diffinv sample`")
     merge.set_defaults(run=_merge)
     return parser
@@ -110,6 +110,9 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample.add_argument("--workers", type=_count, metavar="N", help="processes, each with its share of the cores (default: none)")
     help_text = "an object may take; then its process is ended and another tries again (at least one worker)"
     sample.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=help_text)
+    help_text = "local: this process, or --workers; parsl: tasks of ranges of objects, where --site says"
+    sample.add_argument("--engine", choices=("local", "parsl"), default="local", help=help_text)
+    sample.add_argument("--site", type=Path, metavar="FILE", help="YAML; see configs/sites")
     sample.add_argument("--shard", default="0/1", metavar="i/n", help="part i (from 0) of n; auto: of a Slurm array or torchrun")
     help_text = "stop when more of the objects have failed, and at least 20 have ended (default 0.05)"
     sample.add_argument("--max-failed", type=_share, default=0.05, metavar="SHARE", help=help_text)
@@ -235,18 +238,17 @@ def _device(config: SampleConfig) -> str:
 
 def _sample(args: argparse.Namespace) -> int:
     loaded = _load_sample_config(args)
+    from diffinv.assembly.sampling import choose_crew, execute
     from diffinv.data.catalog import find_objects
-    from diffinv.engine.campaign import run_campaign
-    from diffinv.engine.pool import Recipe, run_pool
+    from diffinv.engine.pool import Recipe
     from diffinv.engine.run import Plan, Run, prepare
     from diffinv.engine.shards import parse_shard
 
-    shard = parse_shard(args.shard, os.environ)
+    shard, crew = parse_shard(args.shard, os.environ), choose_crew(args.engine, args.site, args.workers, args.timeout)
     entries = shard.select(find_objects(args.input))
     prepare(args.out)
     config, device = loaded.config, _device(loaded.config)
-    workers = args.workers or (None if args.timeout is None else 1)
-    prior = _prior(config, device if workers is None else "cpu")
+    prior = _prior(config, device if crew.alone else "cpu")
     plan = Plan(
         options=_options(config),
         method=_method(loaded, prior),
@@ -257,18 +259,15 @@ def _sample(args: argparse.Namespace) -> int:
         save_samples=config.output.samples,
         max_batch=config.sampler.max_batch,
         identity=config.identity(),
-        processes=workers or 1,
+        processes=crew.processes,
     )
     run = Run(args.out, prior, plan, new_run=args.new_run)
     if args.dry_run:
         for entry in entries:
             print(f"{entry.object_id}\t{entry.path}\t{run.state(entry)}")
         return DONE
-    if workers is None:
-        return _finish(args, entries, run_campaign(run, entries, shard, max_failed=args.max_failed))
     recipe = Recipe(args.out, config.prior.name, device, config.dtype, plan)
-    limits = {"timeout": args.timeout, "max_failed": args.max_failed}
-    return _finish(args, entries, run_pool(run, recipe, entries, shard, workers=workers, **limits))
+    return _finish(args, entries, execute(crew, run, recipe, entries, shard, max_failed=args.max_failed))
 
 
 def _finish(args: argparse.Namespace, entries: Sequence[Entry], outcome: Outcome) -> int:
@@ -370,8 +369,9 @@ def _status(args: argparse.Namespace) -> int:
 def _merge(args: argparse.Namespace) -> int:
     from diffinv.engine.survey import merge
 
-    path, damaged = merge(args.directory)
+    paths, damaged = merge(args.directory)
     for line in damaged:
         print(f"diffinv: {line}", file=sys.stderr)
-    print(path)
+    for path in paths:
+        print(path)
     return STOPPED if damaged else DONE

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffinv.core.checks import DiffinvError, InputError
+from diffinv.data.atomic import write_atomically
 from diffinv.data.catalog import Entry
-from diffinv.data.products import product_path, write_atomically
+from diffinv.data.products import product_path
 from diffinv.engine.manifest import Journal, Ledger, Tally, add, count, done_keys, others_at_work, read_journals
 from diffinv.engine.progress import Progress
 from diffinv.engine.run import Run, is_product, print_error, quarantine_path, reason_of
@@ -186,13 +187,14 @@ def read_reason(path: Path, key: str) -> str | None:
         return None
 
 
-def run_campaign(run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed: float) -> Outcome:
+def run_campaign(run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed: float, supervised: bool = False) -> Outcome:
     """A product for every object of the shard that can have one, one after the other in this process.
 
-    Arguments: max_failed: share of the shard's objects that may fail before the run stops.
+    Arguments: max_failed: share of the shard's objects that may fail before the run stops. supervised: whether others may end
+        this process, so that its death is no crash of the object that it is at.
     Raises: OSError if the disk refuses.
     """
-    with open_ledger(run, entries, shard, supervised=False) as ledger:
+    with open_ledger(run, entries, shard, supervised=supervised) as ledger:
         campaign = Campaign(run, entries, ledger, look_around(run, ledger, shard), max_failed=max_failed)
         with Progress(campaign.total) as progress:
             while (task := campaign.next()) is not None:

@@ -20,8 +20,8 @@ from torch import nn
 
 from diffinv.core.checks import ConfigError, UnsupportedError
 from diffinv.core.rng import Rng
+from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import Plane, encode_fits
-from diffinv.data.products import write_atomically
 from diffinv.engine.commute import check_moves
 from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, take, white_twin
 from diffinv.engine.run import differences

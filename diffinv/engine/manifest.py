@@ -11,7 +11,6 @@ Invariant: nothing here says that an object is done. Products say so; a manifest
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from diffinv.core.checks import ConfigError
+from diffinv.data.locks import ALONE, SHARED, lock
 from diffinv.data.products import safe_id
 
 FOLDER, QUARANTINE = "manifest", "quarantine"
@@ -51,7 +51,7 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}{_OPEN}"
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
-        _lock(self._file, fcntl.LOCK_EX)  # waits for a reader that looks just now
+        lock(self._file, ALONE, wait=True)  # waits for a reader that looks just now
         self.write("open", host=host, pid=os.getpid(), **opening)
 
     def __enter__(self) -> Self:
@@ -120,7 +120,7 @@ def _read_journal(path: Path) -> Journal | None:
 def _read(path: Path) -> tuple[bool, list[bytes]]:
     """Whether a writer holds the file, looked up before its lines are read, and the lines."""
     with open(path, "rb") as stream:
-        return not _lock(stream.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB), stream.readlines()
+        return not lock(stream.fileno(), SHARED, wait=False), stream.readlines()
 
 
 def _parse(line: bytes) -> Event | None:
@@ -130,17 +130,6 @@ def _parse(line: bytes) -> Event | None:
         return None
     whole = isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("time"), (int, float))
     return event if whole and (event["event"] != "start" or isinstance(event.get("key"), str)) else None
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    """Whether the lock was got; False if another holds it or the file system has none."""
-    try:
-        fcntl.flock(descriptor, kind)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            return False
-        raise
-    return True
 
 
 def count(journals: Sequence[Journal]) -> dict[str, Tally]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from diffinv.core.checks import ConfigError
+from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import Cards, Plane, encode_fits, read_images, read_table
 from diffinv.data.galaxies import CosmosSample, Population, cosmos_sample
-from diffinv.data.products import write_atomically
 from diffinv.data.simulate import TRUTH_FWHM, SimulatedObservation, scene_of, simulate_observation
 from diffinv.data.surveys import EUCLID_VIS, HSC_WIDE, LSST, LSST_YEAR_1, Survey
 

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from diffinv import __version__
 from diffinv.core.checks import ConfigError, DiffinvError, InputError
+from diffinv.data.atomic import remove_parts, write_atomically
 from diffinv.data.catalog import Entry
 from diffinv.data.inputs import file_digest, input_digest
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import observe
-from diffinv.data.products import product_path, read_product, safe_id, write_atomically, write_product
+from diffinv.data.products import product_path, read_product, safe_id, write_product
 from diffinv.engine.draws import Method
 from diffinv.engine.manifest import FOLDER, QUARANTINE, check_folder, record_hash
 from diffinv.engine.objects import (
@@ -63,19 +64,21 @@ class Plan:
 
 
 def prepare(out: Path) -> None:
-    """Make the output directory and write into it, so that a read-only or full disk is found before anything is loaded.
+    """Make the output directory and write into it, so that a read-only or full disk is found before anything is loaded, and
+    remove what killed writers left.
 
     Raises: ConfigError if `products`, `quarantine` or `manifest` is a symbolic link that leads out of `out`.
     """
     for name in ("products", QUARANTINE, FOLDER):
         check_folder(out, name)
-    probe = out / "products" / f".{uuid.uuid4().hex}.probe"
+    probe = out / "products" / f".{uuid.uuid4().hex}.part"
     probe.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(probe, "xb") as stream:
             stream.write(b"diffinv")
     finally:
         probe.unlink(missing_ok=True)
+    remove_parts(out)
 
 
 def quarantine_path(out: Path, object_id: str) -> Path:

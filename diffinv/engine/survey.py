@@ -7,6 +7,7 @@ Invariant: an object is counted once, and done only if a whole product of it is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,9 @@ from urllib.parse import unquote
 import numpy as np
 
 from diffinv.core.checks import InputError
+from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import encode_ecsv
 from diffinv.data.headers import Header, read_columns, read_headers
-from diffinv.data.products import write_atomically
 from diffinv.engine.manifest import QUARANTINE, Event, Journal, read_journals, record_hash
 
 
@@ -141,12 +142,13 @@ def _config_hash(out: Path) -> str | None:
         return None
 
 
-def merge(out: Path) -> tuple[Path, list[str]]:
-    """Write `catalog.ecsv`: the rows of every product's CATALOG with the object's name and the product's path before them.
+def merge(out: Path) -> tuple[list[Path], list[str]]:
+    """Write `catalog.ecsv`, and `catalog.parquet` where pyarrow is installed: the rows of every product's CATALOG with the
+    object's name and the product's path before them.
 
     An object with several products, its input having changed, gives the newest. Rows are sorted by the object's name; a column
     that a product does not have is NaN or empty there.
-    Returns: the path of the table, and one line for each product that could not be read.
+    Returns: the paths of the table, and one line for each product that could not be read.
     Raises: InputError if there is no product with a CATALOG.
     """
     damaged: list[str] = []
@@ -158,9 +160,15 @@ def merge(out: Path) -> tuple[Path, list[str]]:
             tables.append(table)
     if not tables:
         raise InputError(f"{out}: no products with a table; give the --out of `diffinv sample` after it has finished some.")
-    path = out / "catalog.ecsv"
-    write_atomically(path, encode_ecsv(_stack(tables)))
-    return path, damaged
+    table = _stack(tables)
+    encoded = {"catalog.ecsv": encode_ecsv(table)}
+    with contextlib.suppress(ModuleNotFoundError):
+        from diffinv.data.parquet import encode_parquet
+
+        encoded["catalog.parquet"] = encode_parquet(table)
+    for name, payload in encoded.items():
+        write_atomically(out / name, payload)
+    return [out / name for name in encoded], damaged
 
 
 def _table(out: Path, found: Found, damaged: list[str]) -> dict[str, np.ndarray]:

@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
-from diffinv.data.products import Exposure, Product, Quality, read_product, write_atomically
+from diffinv.data.atomic import write_atomically
+from diffinv.data.products import Exposure, Product, Quality, read_product
+from diffinv.report.charts import CSS as CHARTS
 from diffinv.report.figures import BRIGHTNESS, SIGNED, SPREAD, Linear, Scale, colour_bar, png, shared_stretch, spread_scale
+from diffinv.report.panels import render_evaluation
 from diffinv.report.style import CSS, SCRIPT
 
 MOST_OBJECTS = 100
@@ -44,10 +47,21 @@ def write_report(directory: Path) -> Path:
         except DiffinvError as error:
             unread.append((path.name, str(error)))
     products.sort(key=lambda product: (product.object_id, product.provenance.key))
-    page = render_page(products, broken + unread, hidden=max(len(paths) - MOST_OBJECTS, 0))
+    evaluation = _evaluation(directory / "evaluation.json")
+    page = render_page(products, broken + unread, hidden=max(len(paths) - MOST_OBJECTS, 0), evaluation=evaluation)
     target = directory / "report.html"
     write_atomically(target, page.encode("utf-8", "backslashreplace"))
     return target
+
+
+def _evaluation(path: Path) -> str:
+    """Panels of what `diffinv evaluate` has found, or nothing where it was not run."""
+    if not path.is_file():
+        return ""
+    try:
+        return render_evaluation(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"<p class='warn'>{escape(path.name)} cannot be shown ({escape(error)}); run diffinv evaluate again.</p>"
 
 
 def _quarantined(directory: Path) -> list[tuple[str, str]]:
@@ -61,10 +75,15 @@ def _quarantined(directory: Path) -> list[tuple[str, str]]:
     return found
 
 
-def render_page(products: Sequence[Product], broken: Sequence[tuple[str, str]] = (), *, hidden: int = 0) -> str:
-    """The page as text. broken: (object, reason) of what has no product. hidden: products that are not shown."""
+def render_page(
+    products: Sequence[Product], broken: Sequence[tuple[str, str]] = (), *, hidden: int = 0, evaluation: str = ""
+) -> str:
+    """The page as text.
+
+    Arguments: broken: (object, reason) of what has no product. hidden: products that are not shown. evaluation: panels as HTML.
+    """
     shown = f"{len(products)} objects" + (f", the first of {len(products) + hidden}" if hidden else "")
-    body = [f"<h1>Posterior report</h1><p class='sub'>{shown} · {len(broken)} quarantined</p>", _warning(products)]
+    body = [f"<h1>Posterior report</h1><p class='sub'>{shown} · {len(broken)} quarantined</p>", _warning(products), evaluation]
     body.append("<button id='pause' type='button'>Hold the samples</button>")
     body += [render_object(product) for product in products]
     if broken:
@@ -74,7 +93,8 @@ def render_page(products: Sequence[Product], broken: Sequence[tuple[str, str]] =
     head = f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
     head += "<meta name='viewport' content='width=device-width, initial-scale=1'><title>Posterior report</title>"
     script = f"<script>{SCRIPT}</script>"
-    return f"<!doctype html><html lang='en'><head>{head}<style>{CSS}</style></head><body>{''.join(body)}{script}</body></html>\n"
+    style = f"<style>{CSS}{CHARTS}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}{style}</head><body>{''.join(body)}{script}</body></html>\n"
 
 
 def escape(text: object) -> str:

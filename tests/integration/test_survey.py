@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from astropy.table import Table as AstropyTable
+from pyarrow import parquet
 
 from diffinv.cli import main
 from diffinv.data.headers import read_headers
@@ -173,6 +174,8 @@ def test_merge_makes_one_table_of_whole_products_without_reading_images(
         band = product.bands.index(row["band"])
         assert row["flux"] == product.catalog["flux"][band]
         assert (out / row["product"]).is_file()
+    rows = parquet.read_table(out / "catalog.parquet").to_pylist()
+    assert rows == [{name: value.item() for name, value in zip(table.colnames, row)} for row in table]
     damaged = out / table["product"][0]
     damaged.write_bytes(damaged.read_bytes()[:-2880])
     capsys.readouterr()

@@ -217,7 +217,7 @@ def test_a_full_disk_is_74_and_leaves_no_partial_product(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "product.fits")
 
-    monkeypatch.setattr("diffinv.data.products.os.replace", full)
+    monkeypatch.setattr("diffinv.data.atomic.os.replace", full)
     code, lines = run(capsys, "sample", files[1], "--out", tmp_path, "--prior", files[0], *FAST)
     assert code == 74
     assert lines == ["diffinv: product.fits: No space left on device; no partial product was left."]

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from parsl.providers import LocalProvider
 
 from diffinv.assembly.job import build_design
 from diffinv.assembly.losses import build_loss
+from diffinv.assembly.sampling import read_site
 from diffinv.cli import _options
 from diffinv.config import Override, all_keys, load, parse_set
 from diffinv.core.checks import ConfigError
@@ -121,6 +123,10 @@ def test_every_file_in_configs_loads_and_means_something(path: Path) -> None:
     if path.read_text().startswith("simulate:") or "\nsimulate:" in path.read_text():
         section = load(SimulateConfig, path).config.simulate
         assert Mocks(**{name: getattr(section, name) for name in type(section).model_fields}).count >= 1
+        return
+    if path.parent.name == "sites":
+        site = read_site(path)
+        assert (site.slurm is None) == isinstance(site.provider(), LocalProvider)
         return
     if "\ntraining:" in path.read_text():
         config = load(TrainConfig, path).config

@@ -1,0 +1,88 @@
+"""Who does the objects of `diffinv sample`: this process, several of this machine, or a site's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffinv.config import load
+from diffinv.core.checks import ConfigError
+from diffinv.data.catalog import Entry
+from diffinv.engine.campaign import Outcome, run_campaign
+from diffinv.engine.pool import Recipe, run_pool
+from diffinv.engine.run import Run
+from diffinv.engine.shards import Shard
+from diffinv.sections.site import SiteConfig
+
+if TYPE_CHECKING:
+    from diffinv.engine.sites import Site
+
+
+@dataclass(frozen=True)
+class Crew:
+    """workers: processes of this machine, None for this one alone. timeout: seconds an object, or None. site: or None."""
+
+    workers: int | None
+    timeout: float | None
+    site: Site | None
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process computes."""
+        return self.workers is None and self.site is None
+
+    @property
+    def processes(self) -> int:
+        """How many share a machine's memory."""
+        return self.site.workers if self.site is not None else self.workers or 1
+
+
+def choose_crew(engine: str, site: Path | None, workers: int | None, timeout: float | None) -> Crew:
+    """The crew that the options of the command line ask for.
+
+    Raises: ConfigError if they contradict each other, or the site's file is wrong.
+    """
+    if engine == "local":
+        if site is not None:
+            raise ConfigError("--site: it is for --engine parsl; without it, --workers says how many processes there are.")
+        return Crew(workers or (None if timeout is None else 1), timeout, None)
+    if site is None:
+        raise ConfigError("--engine parsl: give --site FILE, which says where; configs/sites has examples.")
+    if workers is not None or timeout is not None:
+        raise ConfigError("--engine parsl: takes neither --workers nor --timeout; the site's file has `workers`.")
+    return Crew(None, None, read_site(site))
+
+
+def read_site(path: Path) -> Site:
+    """The site of a file.
+
+    Raises: ConfigError if the file is wrong, or Parsl is not installed.
+    """
+    config = load(SiteConfig, path).config
+    if (config.kind == "slurm") != (config.slurm is not None):
+        raise ConfigError(f"{path}: a site of kind slurm needs a section `slurm`, another has none.")
+    try:
+        from diffinv.engine.sites import Site, Slurm
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "parsl":
+            raise
+        raise ConfigError("--engine parsl: Parsl is not installed; pip install 'diffinv[parsl]'.") from error
+    given = {name: getattr(config, name) for name in SiteConfig.model_fields if name not in ("kind", "slurm")}
+    return Site(**given, slurm=None if config.slurm is None else Slurm(**config.slurm.model_dump()))
+
+
+def execute(crew: Crew, run: Run, recipe: Recipe, entries: Sequence[Entry], shard: Shard, *, max_failed: float) -> Outcome:
+    """A product for every object of the shard that can have one.
+
+    Arguments: run, recipe: of one run. max_failed: share of the shard's objects that may fail before the run stops.
+    Raises: OSError if the disk refuses, ConfigError if no process can start.
+    """
+    if crew.site is not None:
+        from diffinv.engine.sites import run_site
+
+        return run_site(run, recipe, entries, crew.site, max_failed=max_failed)
+    if crew.workers is None:
+        return run_campaign(run, entries, shard, max_failed=max_failed)
+    return run_pool(run, recipe, entries, shard, workers=crew.workers, timeout=crew.timeout, max_failed=max_failed)
