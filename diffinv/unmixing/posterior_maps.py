@@ -1,0 +1,114 @@
+"""From a smooth map to posterior maps: mean, standard deviation and quantiles of each parameter and amplitude, and a check.
+
+A pixel's parameters are Gaussian in u (see `fields`); moments of what is monotone in u are taken by Gauss–Hermite quadrature
+and quantiles by the transform itself. Amplitudes follow u linearly: A | u ~ N(A(u), C), see `pixels.Quadratic`.
+The posterior predictive check compares χ² of the data with χ² of data drawn at parameters that are drawn from the posterior.
+Invariant: nothing is clipped; a parameter whose mean lies outside its box keeps its value and gets the flag EXTRAPOLATED.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffinv.core.rng import Rng
+from diffinv.unmixing.fields import Field, FieldPlan, FieldPosterior, PseudoData, field_posterior, fit_field
+from diffinv.unmixing.maps import ParameterMap
+from diffinv.unmixing.mixture import Coordinates, Mixture, SpectralData
+from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, Quadratic, quadratic
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """The posterior of all pixels.
+
+    u: (N, P) and its covariance (N, P, P). amplitude: mean (N, C) and std (N, C). field: what was learnt of the maps.
+    """
+
+    u: Tensor
+    covariance: Tensor
+    amplitude: Tensor
+    amplitude_std: Tensor
+    field: Field
+
+    @property
+    def std(self) -> Tensor:
+        """Of u, (N, P)."""
+        return self.covariance.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+
+
+def posterior(
+    mixture: Mixture,
+    data: SpectralData,
+    shape: tuple[int, int],
+    start: ParameterMap,
+    plan: FieldPlan = FieldPlan(),
+    *,
+    rounds: int = 2,
+) -> Posterior:
+    """The Gaussian-field posterior about a smooth map.
+
+    Arguments: rounds: of linearisation; the first about `start`, the next about the posterior mean of the one before.
+    """
+    amplitude, u = start.amplitude, start.u
+    field: Field | None = None
+    for _ in range(rounds):
+        step = quadratic(mixture, data, amplitude, u)
+        pseudo = PseudoData.of(u, step.score, step.fisher, shape)
+        field = fit_field(pseudo, plan) if field is None else field
+        found = field_posterior(pseudo, field, plan)
+        mean, std = _amplitudes(step, found, amplitude, u)
+        amplitude, u = mean.clamp_min(0), found.mean
+    return Posterior(found.mean, found.covariance, mean, std, field)
+
+
+def _amplitudes(step: Quadratic, found: FieldPosterior, amplitude: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    mean = amplitude + step.step - (step.slope @ (found.mean - u)[..., None])[..., 0]
+    covariance = step.covariance + step.slope @ found.covariance @ step.slope.mT
+    return mean, covariance.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+
+
+def physical_moments(coordinates: Coordinates, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of θ for u ~ N(mean, std²), both (N, P)."""
+    nodes, weights = torch.tensor(_NODES).to(mean), torch.tensor(_WEIGHTS / _WEIGHTS.sum()).to(mean)
+    theta = coordinates.physical(mean + nodes[:, None, None] * std)
+    centre = (weights[:, None, None] * theta).sum(0)
+    return centre, (weights[:, None, None] * (theta - centre) ** 2).sum(0).sqrt()
+
+
+def physical_quantile(coordinates: Coordinates, mean: Tensor, std: Tensor, level: float) -> Tensor:
+    """Quantile of θ, (N, P)."""
+    return coordinates.physical(mean + NormalDist().inv_cdf(level) * std)
+
+
+def flags(u: Tensor, given: Tensor, misfit: Tensor) -> Tensor:
+    """(N,) bits: NODATA as `given`, EXTRAPOLATED where the mean has left the box, CHI2_BAD where the check finds |z| > 5."""
+    outside = ((u < 0) | (u > 1)).any(1)
+    return (given & NODATA) | torch.where(outside, EXTRAPOLATED, 0) | torch.where(misfit.abs() > 5, CHI2_BAD, 0)
+
+
+def predictive_check(mixture: Mixture, data: SpectralData, found: Posterior, rng: Rng, *, draws: int = 16) -> Tensor:
+    """(χ²(y) − ⟨χ²(y_rep)⟩)/std χ²(y_rep), (N,), χ² = Σ_good (y − μ)²/Var[y | μ] at parameters drawn with y_rep.
+
+    Arguments: rng: one stream a pixel.
+    """
+    root = torch.linalg.cholesky(found.covariance + 1e-12 * torch.eye(found.u.shape[1]).to(found.u))
+    real, replicas = 0.0, []
+    for _ in range(draws):
+        u = found.u + (root @ rng.normal(found.u)[..., None])[..., 0]
+        amplitude = (found.amplitude + found.amplitude_std * rng.normal(found.amplitude)).clamp_min(0)
+        mean = mixture.mean(amplitude, u.clamp(0, 1), data.background)
+        real = real + _chi2(data, data.y, mean) / draws
+        replicas.append(_chi2(data, data.noise.sample(mean, rng), mean))
+    spread = torch.stack(replicas)
+    return (real - spread.mean(0)) / spread.var(0).mean().sqrt().clamp_min(1e-12)
+
+
+def _chi2(data: SpectralData, y: Tensor, mean: Tensor) -> Tensor:
+    return torch.where(data.good, (y - mean) ** 2 * data.noise.precision(mean).d, 0.0).sum(1)
