@@ -53,7 +53,7 @@ class Splitting(Loss):
     (`SplittingAverage`). Under noise the kept data teach too: `kept` = Sure or Recorrupted.
 
     Arguments: hiding: what is kept. kept: a loss of the observation that is left, or None.
-    Raises: UnsupportedError for correlated noise.
+    Raises: UnsupportedError for correlated noise, and where less than one datum a row is hidden.
     References: Batson & Royer, *Noise2Self*, 2019, arXiv:1901.11365; Yaman et al., *Self-supervised learning of physics-guided
     reconstruction neural networks without fully sampled reference data*, 2020, Magn. Reson. Med. 84, 3172.
     """
@@ -76,6 +76,12 @@ class Splitting(Loss):
     def check(self, batch: MeasuredBatch) -> None:
         data = batch.data
         left = hidden(data, torch.ones_like(data.y, dtype=torch.bool))
+        count = data.y[0].numel()
+        if (1 - self.hiding.kept) * count < 1:
+            raise UnsupportedError(
+                f"Splitting: hides {(1 - self.hiding.kept) * count:.2g} of the {count} data of a row on average, so that most "
+                "rows teach nothing; keep less."
+            )
         if self.kept is not None:
             self.kept.check(replace(batch, observation=left))
 

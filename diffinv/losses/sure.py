@@ -111,7 +111,7 @@ class Shift:
 
 @singledispatch
 def shift(noise: Noise, y: Tensor, rng: Rng) -> Shift:
-    """The identity of one pixel, for every pixel. Raises UnsupportedError for noise without one."""
+    """The identity of one pixel, for every pixel. Raises UnsupportedError for noise without one; DiffinvError for other data."""
     raise UnsupportedError(
         f"ShiftedSure: no exact identity for {type(noise).__name__}; use Sure for Gaussian noise of known covariance, "
         "or PoissonGaussian in place of its Gaussian approximation."
@@ -120,6 +120,7 @@ def shift(noise: Noise, y: Tensor, rng: Rng) -> Shift:
 
 @shift.register
 def _(noise: Poisson, y: Tensor, rng: Rng) -> Shift:
+    noise.whole_counts(y)  # else "one count less" means nothing
     gain, background = noise.at(noise.gain, y), noise.at(noise.background, y)
     seen = y + background > 0.5 / gain  # at no counts the weight is 0, and one less would be no data
     return Shift(torch.where(seen, y - 1 / gain, y), y + background, torch.zeros_like(y), background)
@@ -133,13 +134,13 @@ def _(noise: PoissonGaussian, y: Tensor, rng: Rng) -> Shift:
 
 @shift.register
 def _(noise: Gamma, y: Tensor, rng: Rng) -> Shift:
-    looks = over(noise.looks, y).expand(y.shape)
+    y, looks = noise.intensities(y), over(noise.looks, y).expand(y.shape)
     return Shift(y * rng.uniform(y) ** (1 / looks), y, torch.zeros_like(y), torch.zeros_like(y))
 
 
 @singledispatch
 def variance_estimate(noise: Noise, y: Tensor) -> Tensor:
-    """Unbiased estimate of Var[yᵢ | mᵢ] from yᵢ alone: (B, *data)."""
+    """Unbiased estimate of Var[yᵢ | mᵢ] from yᵢ alone: (B, *data). Raises UnsupportedError for noise without one."""
     raise UnsupportedError(
         f"FirstOrderSure: no variance estimate from the data for {type(noise).__name__}; use Sure for Gaussian noise."
     )
@@ -158,7 +159,7 @@ def _(noise: PoissonGaussian, y: Tensor) -> Tensor:
 
 @variance_estimate.register
 def _(noise: Gamma, y: Tensor) -> Tensor:
-    return y**2 / (over(noise.looks, y) + 1)
+    return noise.intensities(y) ** 2 / (over(noise.looks, y) + 1)
 
 
 @register("loss", "shifted_sure")

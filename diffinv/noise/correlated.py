@@ -69,13 +69,14 @@ class CorrelatedGaussian(Noise):
             std: σ of a pixel, in the data's unit. shape: (H, W) of the data.
             correlation: (1|B, 1|C, 2K + 1, 2L + 1), centred, 1 at lag 0, even, and zero beyond the stamp.
             white: fraction of the variance that is white, 0 ≤ white < 1; > 0 where the correlation's spectrum touches 0.
-        Raises: DiffinvError if the correlation is not positive definite.
+        Raises: DiffinvError if the correlation is not 1 at lag 0 (to 0.1 %), not even, or not positive definite.
         """
         rows, columns = correlation.shape[-2:]
         if rows % 2 == 0 or columns % 2 == 0:
             raise ShapeError(f"CorrelatedGaussian: the correlation needs odd sides, lag 0 at the centre; got {rows}×{columns}.")
         if not 0 <= white < 1:
             raise DiffinvError(f"CorrelatedGaussian: white must lie in [0, 1), got {white}; it is a fraction of the variance.")
+        _check_correlation(correlation)
         torus = torch.zeros(*correlation.shape[:-2], shape[0] + rows - 1, shape[1] + columns - 1).to(correlation)
         torus[..., :rows, :columns] = correlation
         centred = torus.roll((-(rows // 2), -(columns // 2)), (-2, -1))
@@ -260,3 +261,16 @@ class CorrelatedPrecision(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.apply(y)
+
+
+def _check_correlation(correlation: Tensor) -> None:
+    """1 at lag 0, and the same at opposite lags, to 0.1 %."""
+    rows, columns = correlation.shape[-2:]
+    centre = correlation[..., rows // 2, columns // 2]
+    if not bool(((centre - 1).abs() <= 1e-3).all()):
+        worst = float(centre.flatten()[(centre - 1).abs().argmax()])
+        raise DiffinvError(f"CorrelatedGaussian: the correlation is {worst:.4g} at lag 0, not 1; divide it by that.")
+    if not bool(((correlation - correlation.flip((-2, -1))).abs() <= 1e-3).all()):
+        raise DiffinvError(
+            "CorrelatedGaussian: the correlation differs between opposite lags, which that of no noise does; average the two."
+        )

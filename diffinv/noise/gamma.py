@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffinv.core.checks import check_positive
+from diffinv.core.checks import DiffinvError, check_positive
 from diffinv.core.registry import register
 from diffinv.core.rng import Rng
 from diffinv.noise.independent import Independent, check_share, over
@@ -69,9 +69,18 @@ class Gamma(Independent):
         return floored**2 / looks
 
     def split(self, y: Tensor, rng: Rng, *, share: float = 0.5) -> tuple[tuple[Tensor, Gamma], tuple[Tensor, Gamma]]:
-        """y₁ = y b/share, y₂ = y (1 − b)/(1 − share), b ~ Beta(share L, (1 − share) L)."""
+        """y₁ = y b/share, y₂ = y (1 − b)/(1 − share), b ~ Beta(share L, (1 − share) L). Raises: as `intensities`."""
         check_share("Gamma", share)
-        looks = over(self.looks, y).expand(y.shape)
+        y, looks = self.intensities(y), over(self.looks, y).expand(y.shape)
         b = rng.beta(share * looks, (1 - share) * looks)
         first, second = replace(self, looks=self.looks * share), replace(self, looks=self.looks * (1 - share))
         return (y * b / share, first), (y * (1 - b) / (1 - share), second)
+
+    def intensities(self, y: Tensor) -> Tensor:
+        """The data (B, *data), 0 where masked. Raises: DiffinvError if a good one is negative."""
+        good = self._keep(y, 0.0)
+        if bool((good < 0).any()):
+            raise DiffinvError(
+                f"Gamma: an intensity of {float(good.min()):.4g}; speckle is never negative, mask it or take another noise."
+            )
+        return good

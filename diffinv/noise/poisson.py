@@ -78,7 +78,7 @@ class Poisson(Independent):
         Raises: DiffinvError if good data are not whole counts ≥ 0.
         """
         check_share("Poisson", share)
-        counts = self._whole_counts(y)
+        counts = self.whole_counts(y)
         kept = rng.binomial(counts, share)
         halves = ((kept, share), (counts - kept, 1 - share))
         return tuple((self._thinned(y, k, part), replace(self, gain=self.gain * part)) for k, part in halves)
@@ -86,9 +86,10 @@ class Poisson(Independent):
     def _thinned(self, y: Tensor, counts: Tensor, share: float) -> Tensor:
         return self._keep(counts / (share * self.at(self.gain, y)) - self.at(self.background, y), torch.nan)
 
-    def _whole_counts(self, y: Tensor) -> Tensor:
+    def whole_counts(self, y: Tensor) -> Tensor:
+        """k (B, *data) as whole numbers, 0 where masked. Raises: DiffinvError if good data are not whole counts ≥ 0."""
         counts = self._keep(self._counts(y), 0.0)
         whole = counts.round()
         if bool(((counts - whole).abs() > 1e-2 + 1e-5 * whole).any()) or bool((whole < 0).any()):
-            raise DiffinvError("Poisson.split: the data are not whole counts; check gain and background, or give raw counts.")
+            raise DiffinvError("Poisson: the data are not whole counts; check gain and background, or give raw counts.")
         return whole

@@ -208,6 +208,10 @@ def test_an_impossible_correlation_is_refused() -> None:
     with pytest.raises(DiffinvError, match=r"falls to -3.*white > 0\.75"):
         CorrelatedGaussian.from_correlation(t(1.0), stamp, (8, 8), white=0.7)
     assert float(CorrelatedGaussian.from_correlation(t(1.0), stamp, (8, 8), white=0.76).spectrum.min()) > 0
+    for wrong, reason in ((3e-6 * stamp, "3e-06 at lag 0, not 1; divide it"), (stamp.clone(), "between opposite lags")):
+        wrong[..., 0, 0] *= 0.9
+        with pytest.raises(DiffinvError, match=reason):
+            CorrelatedGaussian.from_correlation(t(1.0), wrong, (8, 8), white=0.9)
     with pytest.raises(ShapeError, match="odd sides"):
         CorrelatedGaussian.from_correlation(t(1.0), torch.ones(1, 1, 2, 3), (8, 8), white=0.5)
     with pytest.raises(ShapeError, match="must not be smaller"):
