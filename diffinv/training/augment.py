@@ -13,6 +13,25 @@ from torch import Tensor
 
 from diffinv.core.linalg import expand
 from diffinv.core.rng import Rng
+from diffinv.operators.groups import Group
+
+
+@dataclass(frozen=True)
+class AsTheyAre:
+    """x."""
+
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class GroupViews:
+    """T_g x, g random: images that are as likely as x. In expectation maximisation, equivariant imaging for a prior."""
+
+    group: Group
+
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:
+        return self.group.draw(rng, tuple(x.shape[1:]), x)(x)
 
 
 @dataclass(frozen=True)

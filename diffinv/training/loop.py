@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 
 from diffinv.core.batched import Batched
@@ -73,10 +74,11 @@ class Trainer:
     folder: Path
     validation: Source | None = None
 
-    def run(self, *, resume: bool = False) -> nn.Module:
+    def run(self, *, resume: bool = False, more: bool = False) -> nn.Module:
         """Train to the end of the plan; returns the averaged model: the best by validation, or else the last.
 
-        Arguments: resume: continue from the folder's checkpoint if it has one; else the folder's log starts afresh.
+        Arguments: resume: continue from the folder's checkpoint if it has one; else the folder's log starts afresh. more:
+        another training follows in these processes, which stay connected.
         Raises: UnsupportedError before the first step where the loss cannot do with the data. DiffinvError when the loss or its
         gradient is not finite, naming the step (the last good checkpoint is kept), and when the plan cannot be followed here.
         """
@@ -90,6 +92,10 @@ class Trainer:
             first = load_checkpoint(path, session.parts()) if resume and path.exists() else 0
             session.log.rewind(first)
             self._steps(session, first, path)
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            if not more:
+                processes().destroy_process_group()
         finally:
             accelerator.unwrap_model(session.model, keep_fp32_wrapper=False)
         if self._chooses and session.watch.weights:
@@ -177,7 +183,6 @@ class Trainer:
                 save_checkpoint(path, session.parts(), step=done)
             if last:
                 break
-        accelerator.end_training()
 
     def _agreed(self, accelerator: Accelerator, elapsed: float) -> float:
         """Seconds since the start, the same in all processes: they must stop together."""
@@ -242,6 +247,11 @@ class Trainer:
             for k, multiplier in enumerate(row.get("multipliers", ())):
                 values |= {f"multiplier_{k}_{j}": value for j, value in enumerate(multiplier)}
             session.accelerator.log(values, step=values.pop("step"))
+
+
+def processes() -> PartialState:
+    """The processes of this training: `process_index`, `num_processes`, `device`, `wait_for_everyone()`."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _finite(what: str, values: Sequence[Tensor], step: int) -> None:
