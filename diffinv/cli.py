@@ -1,4 +1,4 @@
-"""The command line: `diffinv sample | train | simulate | inspect | report | status | merge`.
+"""The command line: `diffinv sample | train | simulate | evaluate | calibrate | inspect | report | status | merge`.
 
 Heavy libraries are imported by the commands, after parsing. Exit codes: 0 all done, 2 usage or configuration, 3 partly done,
 4 some objects quarantined, 74 disk, 130 and 143 interrupted. Invariant: an error that a user can mend is one line a problem
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffinv import __version__
+from diffinv.commands import add_calibrate, add_evaluate, run_calibrate
 
 if TYPE_CHECKING:
     from diffinv.config import Loaded, Override
@@ -87,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--out", type=Path, required=True, metavar="DIR")
     _add_set(simulate)
     simulate.set_defaults(run=_simulate)
+    add_evaluate(commands)
+    calibrate = add_calibrate(commands)
+    _add_set(calibrate)
+    calibrate.set_defaults(run=_calibrate)
     report = commands.add_parser("report", help="make report.html again from the products of a run")
     report.add_argument("directory", type=Path, metavar="DIR", help="the --out of `diffinv sample`")
     report.set_defaults(run=_report)
@@ -116,6 +121,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample.add_argument("--shard", default="0/1", metavar="i/n", help="part i (from 0) of n; auto: of a Slurm array or torchrun")
     help_text = "stop when more of the objects have failed, and at least 20 have ended (default 0.05)"
     sample.add_argument("--max-failed", type=_share, default=0.05, metavar="SHARE", help=help_text)
+    sample.add_argument("--calibration", type=Path, metavar="FILE", help="of `diffinv calibrate`, for data like its simulations")
     sample.add_argument("--new-run", action="store_true", help="go on in DIR although its configuration was another")
     sample.add_argument("--dry-run", action="store_true", help="check everything, list the objects, sample nothing")
     sample.set_defaults(run=_sample)
@@ -237,9 +243,18 @@ def _device(config: SampleConfig) -> str:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    loaded = _load_sample_config(args)
+    return _sample_with(args, _load_sample_config(args))
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    sample = lambda arguments, loaded: _sample_with(_parser().parse_args(["sample", *arguments]), loaded)
+    return run_calibrate(args, _overrides(args), _mocks, sample)
+
+
+def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
     from diffinv.assembly.sampling import choose_crew, execute
     from diffinv.data.catalog import find_objects
+    from diffinv.engine.calibration import load_calibration
     from diffinv.engine.pool import Recipe
     from diffinv.engine.run import Plan, Run, prepare
     from diffinv.engine.shards import parse_shard
@@ -259,6 +274,7 @@ def _sample(args: argparse.Namespace) -> int:
         save_samples=config.output.samples,
         max_batch=config.sampler.max_batch,
         identity=config.identity(),
+        calibration=None if args.calibration is None else load_calibration(args.calibration),
         processes=crew.processes,
     )
     run = Run(args.out, prior, plan, new_run=args.new_run)

@@ -31,6 +31,7 @@ LAYERS = (
     ("config",),
     ("sections",),
     ("assembly",),
+    ("commands",),
     ("cli", "__init__"),
     ("__main__",),
 )

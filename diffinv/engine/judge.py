@@ -1,4 +1,4 @@
-"""What can be said of an answer without the truth: whether the data look like data of its draws, and which features are the prior's.
+"""What can be said of an answer without the truth: whether data look like data of its draws, and which features are the prior's.
 
 Both are made when an object is sampled, while its likelihood is at hand, and stored in the product.
 Invariant: a judgement depends on the draws, the data and the seed alone.
@@ -19,7 +19,7 @@ from diffinv.data.observation import Band
 from diffinv.data.psf import FWHM_TO_SIGMA
 from diffinv.likelihood import Likelihood
 from diffinv.uncertainty.nulls import two_sided
-from diffinv.uncertainty.predictive import predictive_table, reduced_chi2
+from diffinv.uncertainty.predictive import predictive_table
 from diffinv.uncertainty.prior_driven import Feature, Rule, prior_driven
 from diffinv.uncertainty.second_prior import SecondPrior
 
@@ -33,7 +33,8 @@ class Judgement:
     signal_to_noise: of the data, √(Σ y²/σ² − m) over m good data, 0 where there is less than noise. chi2_draw: whitened χ² a good
     datum of one draw chosen at random. chi2_p: its p-value among data sets drawn from it, two-sided. features: of every band.
     flagged: (C, H, W) bool, pixels of features that are `PRIOR_DRIVEN`, on the output grid. psf_fwhm: arcsec, of the sharpest
-    exposure. data_scale: arcsec a data pixel of it. correlated: whether its noise is.
+    exposure. data_scale: arcsec a data pixel of it. noise_std: median σ of a good data pixel. correlated: whether
+    its noise is.
     """
 
     signal_to_noise: float
@@ -43,6 +44,7 @@ class Judgement:
     flagged: np.ndarray
     psf_fwhm: float
     data_scale: float
+    noise_std: float
     correlated: bool
 
 
@@ -56,7 +58,8 @@ def signal_to_noise(likelihood: Likelihood) -> float:
 def judge(field: Field, samples: Tensor, exposures: Sequence[Band], seed: int) -> Judgement:
     """The judgement of draws (M, C, H, W) on the canvas, in the image's unit. seed: of the object."""
     likelihood, sharpest = field.likelihood, min(exposures, key=_fwhm)
-    regime = (_fwhm(sharpest), sharpest.grid.pixel_scale, sharpest.noise_correlation is not None)
+    noise_std = float(np.median(sharpest.variance[sharpest.good])) ** 0.5 if sharpest.good.any() else float("nan")
+    regime = (_fwhm(sharpest), sharpest.grid.pixel_scale, noise_std, sharpest.noise_correlation is not None)
     if not sum(int(n.sum()) for n in likelihood.good()):
         empty = np.zeros((samples.shape[1], *field.grid.shape), dtype=bool)
         return Judgement(0.0, float("nan"), float("nan"), ((),) * samples.shape[1], empty, *regime)
@@ -111,6 +114,7 @@ def known_columns(judgements: Sequence[tuple[Judgement, int]]) -> dict[str, np.n
         "sn": np.array([j.signal_to_noise for j, _ in rows]),
         "psf_fwhm": np.array([j.psf_fwhm for j, _ in rows]),
         "data_scale": np.array([j.data_scale for j, _ in rows]),
+        "noise_std": np.array([j.noise_std for j, _ in rows]),
         "correlated": np.array([int(j.correlated) for j, _ in rows]),
         "chi2_draw": np.array([j.chi2_draw for j, _ in rows]),
         "chi2_p": np.array([j.chi2_p for j, _ in rows]),

@@ -26,6 +26,7 @@ from diffinv.data.inputs import file_digest, input_digest
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import observe
 from diffinv.data.products import product_path, read_product, safe_id, write_product
+from diffinv.engine.calibration import Calibration, regime_of
 from diffinv.engine.draws import Method
 from diffinv.engine.manifest import FOLDER, QUARANTINE, check_folder, record_hash
 from diffinv.engine.objects import (
@@ -48,7 +49,7 @@ class Plan:
 
     options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
     None. save_samples: keep the draws. max_batch: rows at once, None for as many as fit beside the run's other `processes`.
-    identity: the configuration that decides the numbers.
+    identity: the configuration that decides the numbers. calibration: applied to products of data like its simulations.
     """
 
     options: InputOptions
@@ -61,6 +62,7 @@ class Plan:
     max_batch: int | None
     identity: dict[str, Any]
     processes: int = 1
+    calibration: Calibration | None = None
 
 
 def prepare(out: Path) -> None:
@@ -93,8 +95,8 @@ class Run:
     """A run into one directory; `run.json` says which, and is written with the first product.
 
     Arguments: out: the directory. prior. plan. new_run: go on although `run.json` there says something else.
-    Raises: ConfigError if `out` holds a run with another configuration, prior or version, with the differences; or if the
-    target's PSF is sharper than the prior's.
+    Raises: ConfigError if `out` holds a run with another configuration, prior or version, with the differences; if the
+    target's PSF is sharper than the prior's; or if the calibration was made for another run.
     """
 
     def __init__(self, out: Path, prior: Prior, plan: Plan, *, new_run: bool = False) -> None:
@@ -107,9 +109,17 @@ class Run:
             "files_sha256": _digests(plan.options),
             "configuration": _without_method(plan.identity),
         }
+        if plan.calibration is not None:
+            plan.calibration.check_run(regime_of(self.record, self.target_fwhm))
+            self.record["calibration_sha256"] = plan.calibration.digest
         self.config_hash = record_hash(self.record)
         self.recorded = False
         self._check_record(new_run)
+
+    @property
+    def target_fwhm(self) -> float:
+        """Of the products' PSF, arcsec."""
+        return self.plan.target_fwhm if self.plan.target_fwhm is not None else self.prior.card.target_fwhm
 
     def _check_record(self, new_run: bool) -> None:
         path = self.out / "run.json"
@@ -169,10 +179,11 @@ class Run:
             config_hash=self.config_hash,
             seed=seed,
             input_sha256=observation.sha256,
-            target_fwhm=plan.target_fwhm if plan.target_fwhm is not None else self.prior.card.target_fwhm,
+            target_fwhm=self.target_fwhm,
             key=key,
         )
-        write_product(path, build_product(observation, channels, answers, provenance, save_samples=plan.save_samples))
+        product = build_product(observation, channels, answers, provenance, save_samples=plan.save_samples)
+        write_product(path, product if plan.calibration is None else plan.calibration.apply(product))
 
     def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
         """Draws, with half the batch again and again while memory does not suffice."""

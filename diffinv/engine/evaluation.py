@@ -1,0 +1,207 @@
+"""Tables over the objects of a run, and the files they go to: `evaluation.json`, `evaluation.ecsv`, panels in `report.html`.
+
+What is tested: ranks of the truth (SBC, ECDF envelope) for flux, size, ellipticity and a pixel of the source; TARP about a
+reference from disjoint draws; coverage and spread–skill of the source's pixels by relabelling; and, without truth, how many
+predictive χ² are extreme. Many tests are made: of twenty that see nothing, one fires at 5 %.
+Invariant: `evaluation.json` holds every number of the panels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import binom
+
+from diffinv import __version__
+from diffinv.core.checks import InputError
+from diffinv.core.rng import Rng
+from diffinv.data.atomic import write_atomically
+from diffinv.data.fits import encode_ecsv
+from diffinv.data.products import Product, read_product
+from diffinv.engine.calibration import MEASURED
+from diffinv.engine.evaluate import Case, Row, by_bin, cases_of
+from diffinv.engine.survey import find_products
+from diffinv.uncertainty.finding import Finding
+from diffinv.uncertainty.nulls import exchange_test
+from diffinv.uncertainty.ranks import UniformRanks, rank_findings
+
+EXTREME = 0.05
+SEED = 0x5EED
+NAMES = {"on": "pixels on source", "off": "pixels off source"}
+Truths = Callable[[Product], np.ndarray | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """rows: one a band of an object. coverage, spread, flags: tables by S/N. findings: tests. damaged: files not read."""
+
+    rows: tuple[Row, ...]
+    coverage: tuple[Row, ...]
+    spread: tuple[Row, ...]
+    flags: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+    damaged: tuple[str, ...]
+
+    @property
+    def with_truth(self) -> int:
+        """Rows whose truth is known."""
+        return sum("PSNR" in row for row in self.rows)
+
+    def summary(self) -> list[str]:
+        """Lines for a terminal."""
+        lines = [f"{len(self.rows)} bands of objects, {self.with_truth} with truth"]
+        calibrated = sum(int(row["calibrated"]) for row in self.rows)
+        lines.append(f"calibrated {calibrated}, χ² flagged {sum(int(r['chi2_bad']) for r in self.rows)}")
+        for name in ("PSNR", "SSIM", "hf_xcorr"):
+            lines += _line(self.rows, name, np.nanmean, "mean")
+        for name in ("flux_error", "e_error", "size_error"):
+            lines += _line(self.rows, name, lambda v: np.nanmedian(np.abs(v)), "median |·|")
+        whole = [r for r in self.coverage if r["bin"] == "all"]
+        lines += [f"90 % intervals of {r['quantity']} hold {r['coverage']:.3f} ± {r['error']:.3f}" for r in whole]
+        lines += [f"spread/error on source, {r['bin']}: {r['ratio']:.3f} ({r['objects']} objects)" for r in self.spread]
+        return [*lines, *map(str, self.findings)]
+
+    def to_dict(self) -> dict[str, object]:
+        """For `evaluation.json`; numbers that are not finite become null."""
+        parts = {name: [_plain(row) for row in getattr(self, name)] for name in ("rows", "coverage", "spread", "flags")}
+        found = [_plain(finding.to_dict()) for finding in self.findings]
+        return {"diffinv": __version__, "with_truth": self.with_truth, **parts, "findings": found, "damaged": list(self.damaged)}
+
+    def write(self, out: Path) -> tuple[Path, Path]:
+        """`evaluation.json` and `evaluation.ecsv` in the directory of the run."""
+        paths = out / "evaluation.json", out / "evaluation.ecsv"
+        write_atomically(paths[0], (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        columns = {name: np.array([row.get(name, math.nan) for row in self.rows]) for name in names}
+        write_atomically(paths[1], encode_ecsv(columns))
+        return paths
+
+
+def _line(rows: Sequence[Row], name: str, reduce: Callable[[np.ndarray], float], word: str) -> list[str]:
+    values = np.array([float(row[name]) for row in rows if name in row])
+    return [f"{name}: {word} {reduce(values):.4g}"] if np.isfinite(values).any() else []
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def evaluate(out: Path, truths: Truths, edges: Sequence[float]) -> Evaluation:
+    """Of all products of the run in a directory.
+
+    Arguments: out: the --out of `diffinv sample`. truths: the truth (C, H, W) of a product on its grid and in its unit, or None.
+    edges: of the bins of S/N, ascending.
+    Raises: InputError if there is no product.
+    """
+    damaged: list[str] = []
+    latest = {found.object_id: found.path for found in find_products(out, damaged)}
+    if not latest:
+        raise InputError(f"{out}: no products of a run in it; give the --out of `diffinv sample`.")
+    cases = [case for name in sorted(latest) for case in _cases(latest[name], truths, damaged)]
+    return assemble(cases, edges, tuple(damaged))
+
+
+def _cases(path: Path, truths: Truths, damaged: list[str]) -> list[Case]:
+    try:
+        product = read_product(path)
+    except InputError as error:
+        damaged.append(str(error))
+        return []
+    return cases_of(product, truths(product), SEED)
+
+
+def assemble(cases: Sequence[Case], edges: Sequence[float], damaged: tuple[str, ...] = ()) -> Evaluation:
+    """Tables and tests from the rows of all objects."""
+    rows = [case.row for case in cases]
+    known = [row for row in rows if "inside_on" in row]
+    findings = [*_predictive(rows), *_rank_tests(cases), *_exchange_tests(cases)]
+    tables = (coverage_table(known, edges), spread_table(known, edges), flag_table(rows, edges))
+    return Evaluation(tuple(rows), *map(tuple, tables), tuple(findings), damaged)
+
+
+def coverage_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
+    """Coverage of 90 % intervals by quantity and S/N, objects counting equally."""
+    for name in ("on", "off", *MEASURED):
+        for label, here in by_bin(rows, edges):
+            values = np.array([float(row[f"inside_{name}"]) for row in here])
+            values = values[np.isfinite(values)]
+            if len(values):
+                error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
+                mean = float(values.mean())
+                yield {"quantity": NAMES.get(name, name), "bin": label, "coverage": mean, "error": error, "objects": len(values)}
+
+
+def spread_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
+    """√(mean spread²/mean error²) of the source's pixels in units of each object's peak, by S/N; its error by delta method."""
+    for label, here in by_bin([r for r in rows if "error2_on" in r], edges):
+        spread, error = (np.array([float(row[name]) for row in here]) for name in ("spread2_on", "error2_on"))
+        if error.sum() > 0:
+            ratio = spread.sum() / error.sum()
+            scatter = float(np.std(spread - ratio * error) * len(here) ** 0.5 / error.sum()) if len(here) > 1 else math.nan
+            yield {"bin": label, "ratio": ratio**0.5, "error": scatter / (2 * ratio**0.5), "objects": len(here)}
+
+
+def flag_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
+    """Shares of objects and pixels that carry a flag, by S/N; with truth, of features that it has and has not."""
+    for label, here in by_bin(rows, edges):
+        p = np.array([float(row["chi2_p"]) for row in here])
+        row: Row = {"bin": label, "objects": len(here), "chi2_bad": float(np.mean([int(r["chi2_bad"]) for r in here]))}
+        row["chi2_extreme"] = float(np.mean(p[np.isfinite(p)] <= EXTREME)) if np.isfinite(p).any() else math.nan
+        row["prior_driven_on_source"] = float(np.nanmean([float(r["prior_driven_on_source"]) for r in here]))
+        for kind in ("true", "false"):
+            total = sum(int(r.get(f"features_{kind}", 0)) for r in here)
+            flagged = sum(int(r.get(f"features_{kind}_flagged", 0)) for r in here)
+            row |= {f"features_{kind}": total, f"{kind}_flagged": flagged / total if total else math.nan}
+        yield row
+
+
+def _predictive(rows: Sequence[Row]) -> list[Finding]:
+    """How many objects' data are extreme at 5 % among data sets of their draws, against Bin(N, 0.05)."""
+    p = np.array([float(row["chi2_p"]) for row in rows])
+    p = p[np.isfinite(p)]
+    if not len(p):
+        return []
+    count, null = int((p <= EXTREME).sum()), binom(len(p), EXTREME)
+    band = (float(null.ppf(0.025)) / len(p), float(null.ppf(0.975)) / len(p))
+    tail = float(null.sf(count - 1))
+    return [Finding("predictive χ²", "objects with p ≤ 0.05", count / len(p), band, tail, len(p), 1)]
+
+
+def _rank_tests(cases: Sequence[Case]) -> list[Finding]:
+    found: list[Finding] = []
+    for k, name in enumerate((*MEASURED, "pixel")):
+        ranks, draws = _ranks(cases, f"rank_{name}")
+        if len(ranks) >= 2:
+            found += rank_findings(ranks, draws, name, Rng.for_draws(SEED, [k], 1))
+    ranks, draws = _ranks(cases, "rank_tarp")
+    if len(ranks) >= 2:
+        null = UniformRanks(len(ranks), draws // 2, 2, Rng.for_draws(SEED, [99], 1))
+        found.append(null.kolmogorov(ranks).finding("TARP", "image, half of the draws", len(ranks), draws // 2))
+    return found
+
+
+def _ranks(cases: Sequence[Case], name: str) -> tuple[torch.Tensor, int]:
+    """Ranks of all objects that have one, and the number of draws."""
+    have = [c for c in cases if c.tables and math.isfinite(float(c.row[name]))]
+    draws = next(iter(have[0].tables.values())).shape[1] - 1 if have else 0
+    return torch.tensor([int(c.row[name]) for c in have], dtype=torch.int64), draws
+
+
+def _exchange_tests(cases: Sequence[Case]) -> list[Finding]:
+    have = [case.tables for case in cases if case.tables]
+    found = []
+    for k, name in enumerate(have[0] if len(have) > 1 else ()):
+        table = torch.cat([tables[name] for tables in have if name in tables])
+        outcome = exchange_test(table, Rng.for_draws(SEED, [200 + k], 1))
+        found.append(outcome.finding(name.partition(" on ")[0], "pixels on source", len(table), table.shape[1] - 1))
+    return found
