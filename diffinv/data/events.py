@@ -17,7 +17,7 @@ import numpy as np
 
 from diffinv.core.checks import InputError
 from diffinv.data.cubes import Cube
-from diffinv.data.fits import Cards, Plane, Table, celestial_cards, encode_fits, read_fits
+from diffinv.data.fits import MAX_PIXELS, Cards, Plane, Table, celestial_cards, encode_fits, read_fits
 from diffinv.data.ogip import check_counts
 from diffinv.data.response_files import Rmf, column_card
 from diffinv.spectral.response import Binning
@@ -78,6 +78,11 @@ def bin_events(events: Events, rmf: Rmf, binning: Binning, window: Window) -> Cu
     """
     if len(binning.labels) != len(rmf.channel):
         raise InputError(f"{rmf.path}: has {len(rmf.channel)} channels, but the binning is of {len(binning.labels)}.")
+    if len(binning) * math.prod(window.size) > MAX_PIXELS:
+        raise InputError(
+            f"{events.path}: {len(binning)} channels of {window.size} pixels are over {MAX_PIXELS} values; take a smaller region, "
+            "larger pixels or wider channels."
+        )
     row = np.floor((events.y - window.y0) / window.step).astype(np.int64)
     column = np.floor((events.x - window.x0) / window.step).astype(np.int64)
     place = events.channel - rmf.channel[0]

@@ -117,6 +117,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     events = read_events(path)
     with pytest.raises(InputError, match=r"a.fits: none of its \d+ events is in x 0.5–14.5, y 0.5–10.5"):
         bin_events(events, detector(), ALL, replace(WINDOW, x0=0.5, y0=0.5))
+    with pytest.raises(InputError, match=r"6 channels of \(5000, 7000\) pixels are over"):
+        bin_events(events, detector(), ALL, replace(WINDOW, size=(5000, 7000)))
     with pytest.raises(InputError, match="toy.rmf: has 7 channels, but the binning is of 6"):
         bin_events(events, detector(7), ALL, WINDOW)
     with pytest.raises(InputError, match=r"events: \d+ values are no counts, the first is 0.5"):

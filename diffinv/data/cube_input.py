@@ -1,0 +1,95 @@
+"""One door for cubes: event lists, FITS cubes and arrays, with the response that their channels belong to.
+
+Invariant: a cube and its response have the same channels, or the pair is refused with both named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffinv.core.checks import DiffinvError, InputError
+from diffinv.data.cubes import Cube, read_array_cube, read_cube
+from diffinv.data.events import Window, bin_events, covering, read_events
+from diffinv.data.fits import read_fits
+from diffinv.data.response_files import Rmf, join, read_arf, read_rmf
+from diffinv.spectral.response import Binning, Response
+
+_ARRAYS = (".mat", ".npz")
+
+
+@dataclass(frozen=True)
+class CubeOptions:
+    """What a file does not say itself.
+
+    rmf, arf: response of X-ray data (no ARF where the RMF has the area), else None. energies: keV, the range of an event list.
+    channels_a_bin: detector channels that become one of the cube. pixel: sky pixels of an event list a pixel of the image.
+    region: of an event list: sky X and Y of the image's lower left corner, its height and width in pixels; None takes all.
+    array: name of the array in a .mat or .npz file, None for the only one.
+    """
+
+    rmf: Path | None = None
+    arf: Path | None = None
+    energies: tuple[float, float] | None = None
+    channels_a_bin: int = 1
+    pixel: float | None = None
+    region: tuple[float, float, int, int] | None = None
+    array: str | None = None
+
+
+def open_cube(path: str | Path, options: CubeOptions) -> tuple[Cube, Response | None]:
+    """A cube, and the response in its channels where one is given.
+
+    Raises: InputError if the file cannot be read, an event list comes without response, energies or pixel size, or the cube's
+        channels are not made of the response's.
+    """
+    path = Path(path)
+    if path.suffix in _ARRAYS:
+        return read_array_cube(path, options.array), None
+    rmf = None if options.rmf is None else read_rmf(options.rmf)
+    if any(table.name == "EVENTS" for table in read_fits(path).tables):
+        cube, binning = _from_events(path, rmf, options)
+    else:
+        cube = read_cube(path)
+        binning = None if rmf is None else binning_of(cube, rmf, str(path))
+    return cube, None if rmf is None else join(rmf, None if options.arf is None else read_arf(options.arf), binning)
+
+
+def binning_of(cube: Cube, rmf: Rmf, owner: str) -> Binning:
+    """Which channels of the response make up each channel of the cube.
+
+    Raises: InputError unless every channel of the cube begins and ends where channels of the response do.
+    """
+    middle = 0.5 * (rmf.low + rmf.high)
+    place = np.searchsorted(cube.low, middle, side="right") - 1
+    labels = np.where((place >= 0) & (middle < cube.high[place.clip(0)]), place, -1)
+    wide = rmf.high - rmf.low
+    text = f"{owner}: {len(cube.low)} channels of {cube.low[0]:.6g}–{cube.high[-1]:.6g} {cube.unit}"
+    theirs = f"{rmf.path} with {len(middle)} of {rmf.low.min():.6g}–{rmf.high.max():.6g} keV"
+    refusal = InputError(f"{text} are not made of the channels of {theirs}; bin the events with this response.")
+    try:
+        binning = Binning(labels)
+    except DiffinvError as error:
+        raise refusal from error
+    if cube.unit != "keV" or len(binning) != len(cube.low):
+        raise refusal
+    for own, nominal in zip((cube.low, cube.high), binning.bounds(rmf.low, rmf.high), strict=True):
+        if (np.abs(own - nominal) > 0.05 * wide.max()).any():
+            raise refusal
+    return binning
+
+
+def _from_events(path: Path, rmf: Rmf | None, options: CubeOptions) -> tuple[Cube, Binning]:
+    missing = [n for n, v in (("rmf", rmf), ("energies", options.energies), ("pixel", options.pixel)) if v is None]
+    if missing:
+        raise InputError(f"{path}: an event list needs {', '.join(missing)}; give them to make a cube of it.")
+    try:
+        binning = Binning.window(rmf.low, rmf.high, *options.energies, options.channels_a_bin)
+    except DiffinvError as error:
+        raise InputError(f"{path}: {error}") from error
+    events = read_events(path)
+    x0, y0, *size = options.region or (0, 0, 0, 0)
+    window = Window(x0, y0, options.pixel, tuple(size)) if options.region else covering(events, options.pixel)
+    return bin_events(events, rmf, binning, window), binning
