@@ -80,8 +80,8 @@ def bin_events(events: Events, rmf: Rmf, binning: Binning, window: Window) -> Cu
         raise InputError(f"{rmf.path}: has {len(rmf.channel)} channels, but the binning is of {len(binning.labels)}.")
     if len(binning) * math.prod(window.size) > MAX_PIXELS:
         raise InputError(
-            f"{events.path}: {len(binning)} channels of {window.size} pixels are over {MAX_PIXELS} values; take a smaller region, "
-            "larger pixels or wider channels."
+            f"{events.path}: {len(binning)} channels of {window.size} pixels are over {MAX_PIXELS} values; a smaller region, "
+            "larger pixels or wider channels will do."
         )
     row = np.floor((events.y - window.y0) / window.step).astype(np.int64)
     column = np.floor((events.x - window.x0) / window.step).astype(np.int64)
