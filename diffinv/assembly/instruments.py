@@ -111,7 +111,13 @@ def noise_model(section: Section) -> NoiseModel:
 def white(std: Tensor) -> NoiseModel:
     """One σ, or one a channel."""
     std = std.float()
-    return lambda f: Gaussian(std if len(std) == 1 else std[None], f.good)
+
+    def model(f: Fields) -> Noise:
+        if len(std) not in (1, f.shape[0]):
+            raise ConfigError(f"noise.std: {len(std)} levels for data of {f.shape[0]} channels; give one, or one a channel.")
+        return Gaussian(std if len(std) == 1 else std[None], f.good)
+
+    return model
 
 
 @noise_model.register

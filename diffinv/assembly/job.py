@@ -21,7 +21,7 @@ from diffinv.config import Loaded, Section
 from diffinv.core.checks import ConfigError, DiffinvError, InputError
 from diffinv.data.fits_rows import open_fits_rows
 from diffinv.data.layouts import InputOptions
-from diffinv.data.rows import SUFFIXES, Rows, in_memory, open_arrays
+from diffinv.data.rows import SUFFIXES, Column, Rows, in_memory, open_arrays
 from diffinv.engine.learn import Inspection, Job
 from diffinv.engine.levels import noise_std, take
 from diffinv.losses.base import MeasuredBatch
@@ -143,6 +143,8 @@ def _check_together(loaded: Loaded[s.TrainConfig]) -> None:
     )
     need(t.UnsureLoss in names and rate is None, "training", "unsure wants training.multiplier_rate; 0.015 is a start.")
     need(names.count(t.UnsureLoss) > 1, "loss", "one unsure is enough.")
+    score = isinstance(config.network, s.ScoreNetwork)
+    need(t.Noise2ScoreLoss in names and not score, "network", "noise2score wants a network of kind score, which gives a score.")
     need(t.RecorruptedLoss in names and t.SplittingLoss in names, "loss", "recorrupted and splitting do not go together.")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -165,7 +167,7 @@ def _source(loaded: Loaded[s.TrainConfig], folder: Path) -> tuple[Source, str, d
             )
         if config.operator is None or config.noise is None:
             raise ConfigError(f"{loaded.where('data.callable')}: returned plain arrays; give the sections operator and noise.")
-        rows = Rows(Path(data.callable), {name: in_memory(np.asarray(a)) for name, a in made.items()})
+        rows = Rows(Path(data.callable), _arrays(loaded.where("data.callable"), made))
     elif data.path.suffix.lower() in SUFFIXES:
         rows = open_arrays(data.path)
     else:
@@ -211,6 +213,15 @@ def _measured(config: s.TrainConfig, rows: Rows) -> tuple[Source, dict[str, Any]
     return MeasuredRows(rows, columns, source.operator, model), facts
 
 
+def _arrays(where: str, made: Mapping[str, Any]) -> dict[str, Column]:
+    """What a callable returned, as columns."""
+    try:
+        return {str(name): in_memory(np.asarray(a)) for name, a in made.items()}
+    except ValueError as error:
+        cause = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{where}: returned what is no array ({cause}); give rows of one shape.") from error
+
+
 def _call(where: str, name: str, folder: Path) -> object:
     """What `module:function` returns."""
     module, colon, function = name.partition(":")
@@ -223,6 +234,6 @@ def _call(where: str, name: str, folder: Path) -> object:
         return getattr(importlib.import_module(module), function)()
     except DiffinvError:
         raise
-    except Exception as error:  # anybody's code
+    except (Exception, SystemExit) as error:  # anybody's code
         cause = " ".join(str(error).split())[:200]
         raise ConfigError(f"{where}: {name} raised {type(error).__name__}: {cause}") from error

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffinv.core.checks import ConfigError, UnsupportedError
+from diffinv.core.checks import ConfigError, DiffinvError, UnsupportedError
 from diffinv.core.rng import Rng
 from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import Plane, encode_fits
 from diffinv.engine.commute import check_moves
 from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, take, white_twin
-from diffinv.engine.run import differences
+from diffinv.engine.run import differences, is_out_of_memory
 from diffinv.losses.base import Loss, MeasuredBatch
 from diffinv.losses.identifiability import Identifiability, check_group_helps, identifiability, require_identifiable
 from diffinv.noise.unknown import UnknownLevel
@@ -98,14 +98,26 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
     Arguments: job. out: the folder. resume: go on from its checkpoint. new_run: although its record says something else.
     say: takes lines for the user.
     Raises: ConfigError if the folder holds a training and `resume` is not set, or another training than this one, with the
-    differences; UnsupportedError where the loss cannot do with the data, a group adds nothing, or too much is unseen.
+    differences, and where memory does not suffice; UnsupportedError where the loss cannot do with the data, a group adds
+    nothing, or too much is unseen.
     """
+    try:
+        return _learn(job, out, resume=resume, new_run=new_run, say=say)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"training: out of memory with training.batch_size {job.plan.batch_size}; lower it, or give smaller images."
+        ) from error
+
+
+def _learn(job: Job, out: Path, *, resume: bool, new_run: bool, say: Callable[[str], None]) -> Path:
     main = is_main_process()
     tell = say if main else lambda line: None
     _check_folder(out, resume)
     scale = image_scale(job.source) if job.scale is None else job.scale
     levels = Levels(scale, _start(job, scale))
-    train, held = split(job.source, job.held_out) if job.held_out else (job.source, None)
+    train, held = _split(job)
     source, validation = Rescaled(train, scale), None if held is None else Rescaled(held, scale)
     loss, shape = job.loss(levels), take(source, torch.tensor([0])).observation.image_shape
     model = job.design.build(shape)
@@ -117,15 +129,15 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
     before = _recorded(out, record, resume=resume, new_run=new_run)
     sight = before["identifiability"] if before else _inspect(job, source, scale, out if main else None)
     tell(sight)
-    if main:
-        _write_record(out, {**record, "identifiability": sight})
+    record["identifiability"] = sight
     plan = job.plan
     if job.multipliers:
         plan = replace(plan, multiplier_rate=plan.multiplier_rate * levels.start)
-    trained = Trainer(model, loss, source, plan, out, validation).run(resume=resume)
+    write = (lambda: _write_record(out, record)) if main else lambda: None
+    trained = Trainer(model, loss, source, plan, out, validation).run(resume=resume, started=write)
     if main:
         tell(_last_line(out))
-        training = {**record, "identifiability": sight, "validation": _last_look(out)}
+        training = {**record, "validation": _last_look(out)}
         card = ReconstructorCard(out.name, job.design, job.use, tuple(shape), scale, job.unit, training)
         save_reconstructor(out / RESULT, trained, card)
     return out / RESULT
@@ -149,11 +161,23 @@ def rehearse(model: nn.Module, loss: Loss, source: Source, precision: str) -> No
         with torch.no_grad(), torch.autocast(device.partition(":")[0], dtype=kind, enabled=kind is not None):
             loss(model.to(device), batch.to(device), rng.to(device))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:160]
         raise UnsupportedError(
             f"rehearsal: {type(model).__name__} and {type(loss).__name__} do not go together at precision {precision} "
             f"({reason}); change one of the three."
         ) from error
+
+
+def _split(job: Job) -> tuple[Source, Source | None]:
+    """What is learnt from, and what is held out."""
+    if not job.held_out:
+        return job.source, None
+    try:
+        return split(job.source, job.held_out)
+    except DiffinvError as error:
+        raise ConfigError(f"{error} data.held_out: 0 trains on all rows, without validation.") from error
 
 
 def _check_folder(out: Path, resume: bool) -> None:

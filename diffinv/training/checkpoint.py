@@ -5,6 +5,7 @@ Tensors lie in the file under the path of their keys; every other value, in the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -28,16 +29,23 @@ class Stateful(Protocol):
 
 
 def save_checkpoint(path: Path, parts: Mapping[str, Stateful], *, step: int) -> None:
-    """Write the state of all parts and the step to `path` (temporary name, fsync, rename)."""
+    """Write the state of all parts and the step to `path`, by `write_tensors`."""
     tensors: dict[str, Tensor] = {}
     tree = _pack({name: _state(part) for name, part in parts.items()}, "", tensors)
+    write_tensors(path, tensors, {"step": str(step), "tree": json.dumps(tree)})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all: temporary name, fsync, rename. Raises OSError where the disk refuses."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"step": str(step), "tree": json.dumps(tree)})
+        save_file(tensors, temporary, metadata)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except SafetensorError as error:  # what safetensors makes of an error of the disk
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,11 +74,12 @@ class Trainer:
     folder: Path
     validation: Source | None = None
 
-    def run(self, *, resume: bool = False, more: bool = False) -> nn.Module:
+    def run(self, *, resume: bool = False, more: bool = False, started: Callable[[], None] = lambda: None) -> nn.Module:
         """Train to the end of the plan; returns the averaged model: the best by validation, or else the last.
 
         Arguments: resume: continue from the folder's checkpoint if it has one; else the folder's log starts afresh. more:
-        another training follows in these processes, which stay connected.
+        another training follows in these processes, which stay connected. started: called when nothing can refuse the training
+        any more, before anything is written and the first step is made.
         Raises: UnsupportedError before the first step where the loss cannot do with the data. DiffinvError when the loss or its
         gradient is not finite, naming the step (the last good checkpoint is kept), and when the plan cannot be followed here.
         """
@@ -90,6 +91,7 @@ class Trainer:
             if accelerator.is_main_process:
                 clear_temporaries(path)
             first = load_checkpoint(path, session.parts()) if resume and path.exists() else 0
+            started()
             session.log.rewind(first)
             self._steps(session, first, path)
             for tracker in accelerator.trackers:
@@ -259,5 +261,6 @@ def _finite(what: str, values: Sequence[Tensor], step: int) -> None:
         if not bool(torch.isfinite(value).all()):
             bad = value[~torch.isfinite(value)].flatten()[0].item()
             raise DiffinvError(
-                f"training: the {what} is {bad} at step {step}; resume from the checkpoint with a lower learning rate."
+                f"training: the {what} is {bad} at step {step}; take a lower learning rate, from the last checkpoint if there is "
+                "one."
             )

@@ -82,6 +82,8 @@ class MeasuredRows(Source):
 
     def __post_init__(self) -> None:
         shape = self.rows.column(self.columns.y).shape
+        if shape[:1] == (0,):
+            raise InputError(f"{self.rows.path}: array {self.columns.y!r} has no rows; give one measurement or more.")
         wanted = self._inner(self.columns.y)
         if len(shape) - 1 not in (wanted, wanted + 1):
             raise InputError(
@@ -115,12 +117,26 @@ class MeasuredRows(Source):
 
     def batch(self, index: Tensor, rng: Rng) -> MeasuredBatch:
         first, second = self.fields(index), None
-        operator = self.operator(first)
+        operator = self._operator(first)
         observation = Observation(first.y, operator, self.noise(first))
         if self.columns.second is not None:
             other = self.fields(index, self.columns.second)
             second = Observation(other.y, operator, self.noise(other))
         return MeasuredBatch(observation, first.x, second).to(rng.keys.device)
+
+    def _operator(self, fields: Fields) -> LinearOperator:
+        """The operator, once data and true images are known to fit it."""
+        operator = self.operator(fields)
+        for name, given, wanted in (
+            (self.columns.y, fields.y, operator.out_shape),
+            (self.columns.x, fields.x, operator.in_shape),
+        ):
+            if given is not None and tuple(given.shape[1:]) != tuple(wanted):
+                raise InputError(
+                    f"{self.rows.path}: array {name!r} holds {tuple(given.shape[1:])} a row, but {type(operator).__name__} takes "
+                    f"images {tuple(operator.in_shape)} to data {tuple(operator.out_shape)}; look at the operator's section."
+                )
+        return operator
 
     def fields(self, index: Tensor, exposure: str | None = None) -> Fields:
         """The rows `index` (B,) of the data, or of another exposure."""
@@ -210,7 +226,7 @@ class MeasuredRows(Source):
 
 def check_kernels(owner: str, stamps: np.ndarray) -> None:
     """Raise InputError unless PSFs (…, kh, kw) are finite, of odd size, and of a sum between 0 and 1."""
-    if stamps.ndim < 2 or any(n % 2 == 0 for n in stamps.shape[-2:]):
+    if not 2 <= stamps.ndim <= 4 or any(n % 2 == 0 for n in stamps.shape[-2:]):
         raise InputError(f"{owner}: PSFs must be stamps of odd size with the source at the centre, got {stamps.shape}; pad them.")
     sums = stamps.sum((-2, -1), dtype=np.float64)
     if not np.isfinite(sums).all() or not ((sums > 0) & (sums <= 1.01)).all():

@@ -8,14 +8,12 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from diffinv.core.checks import ConfigError, DiffinvError, InputError
@@ -28,6 +26,7 @@ from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, Recor
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.designs import Design
 from diffinv.reconstructors.units import InUnits
+from diffinv.training.checkpoint import write_tensors
 
 
 class Use(abc.ABC):
@@ -115,18 +114,10 @@ class TrainedReconstructor(Reconstructor):
 
 
 def save_reconstructor(path: Path, model: nn.Module, card: ReconstructorCard) -> None:
-    """Write the weights of a model that `card.design` built, and the card (temporary name, fsync, rename)."""
+    """Write the weights of a model that `card.design` built, and the card, by `write_tensors`."""
     state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     fields = {name: to_dict(getattr(card, name)) for name in card.__dataclass_fields__}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(state, temporary, metadata={"reconstructor": json.dumps(fields, sort_keys=True)})
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, state, {"reconstructor": json.dumps(fields, sort_keys=True)})
 
 
 def load_reconstructor(path: str | Path, *, device: torch.device | str = "cpu") -> TrainedReconstructor:

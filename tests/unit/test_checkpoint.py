@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def test_a_crash_while_saving_keeps_the_old_checkpoint_and_leaves_nothing_else(
     with pytest.raises(kind):
         save_checkpoint(path, state_of(50), step=8)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path, state_of(50)) == 7
+
+
+def test_a_full_disk_is_an_error_of_the_disk_and_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, state_of(0), step=7)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))  # the writer gets EFBIG, as it would get ENOSPC
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            save_checkpoint(path, state_of(50), step=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == [path]
     assert load_checkpoint(path, state_of(50)) == 7
 
