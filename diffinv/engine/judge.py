@@ -78,9 +78,18 @@ def find_features(field: Field, samples: Tensor, exposures: Sequence[Band]) -> t
     flags = torch.zeros(samples.shape[1:], dtype=torch.bool)
     if len(samples) < 3:
         return ((),) * samples.shape[1], field.inner(flags).numpy()
-    second = SecondPrior.fitted(field.likelihood, samples)
+    found = feature_maps(field.likelihood, samples, feature_rule(exposures, field.canvas.pixel_scale))
+    for k, (labels, features) in enumerate(found):
+        for feature in features:
+            if feature.prior_driven:
+                flags[k] |= labels == feature.label
+    return tuple(features for _, features in found), field.inner(flags).numpy()
+
+
+def feature_maps(likelihood: Likelihood, samples: Tensor, rule: Rule) -> list[tuple[Tensor, tuple[Feature, ...]]]:
+    """Labels (H, W) and features of every band of one image under the prior swap; samples: (M, C, H, W), M ≥ 3."""
+    second = SecondPrior.fitted(likelihood, samples)
     mean, found = second.mean()[0], []
-    rule = feature_rule(exposures, field.canvas.pixel_scale)
     for k in range(samples.shape[1]):
 
         def null(image: Tensor, k: int = k) -> Tensor:
@@ -88,12 +97,8 @@ def find_features(field: Field, samples: Tensor, exposures: Sequence[Band]) -> t
             whole[0, k] = image
             return second.null_part(whole)[0, k].double()
 
-        labels, features = prior_driven(samples[:, k], mean[k], null, rule)
-        found.append(features)
-        for feature in features:
-            if feature.prior_driven:
-                flags[k] |= labels == feature.label
-    return tuple(found), field.inner(flags).numpy()
+        found.append(prior_driven(samples[:, k], mean[k], null, rule))
+    return found
 
 
 def feature_rule(exposures: Sequence[Band], pixel_scale: float) -> Rule:

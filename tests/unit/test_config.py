@@ -13,6 +13,7 @@ from parsl.providers import LocalProvider
 from diffinv.assembly.job import build_design
 from diffinv.assembly.losses import build_loss
 from diffinv.assembly.sampling import read_site
+from diffinv.assembly.trust import check_calibrate
 from diffinv.cli import _options
 from diffinv.config import Override, all_keys, load, parse_set
 from diffinv.core.checks import ConfigError
@@ -21,6 +22,7 @@ from diffinv.engine.draws import Method
 from diffinv.engine.learn import Levels
 from diffinv.engine.methods import GUIDANCES, Choice, build_method
 from diffinv.engine.mocks import SURVEYS, Mocks
+from diffinv.sections.calibrate import CalibrateConfig
 from diffinv.sections.sample import SampleConfig, SimulateConfig
 from diffinv.sections.train import DataSection, TrainConfig, TrainingSection
 from diffinv.training.plan import TrainingPlan
@@ -120,6 +122,9 @@ def test_a_set_without_key_or_value_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_file_in_configs_loads_and_means_something(path: Path) -> None:
+    if "\ncalibrate:" in path.read_text():
+        check_calibrate(load(CalibrateConfig, path).config)
+        return
     if path.read_text().startswith("simulate:") or "\nsimulate:" in path.read_text():
         section = load(SimulateConfig, path).config.simulate
         assert Mocks(**{name: getattr(section, name) for name in type(section).model_fields}).count >= 1
