@@ -120,21 +120,30 @@ def observe(scene: Scene, remnant: Remnant, *, median: float, seed: int) -> Mock
 
     Arguments: scene. remnant: spectra in the channels of the cube. median: counts a pixel. seed: of the noise.
     """
-    shape = scene.kT.shape
-    hot = _spectra(remnant.thermal, np.stack([scene.kT, scene.z], -1))
-    power = _spectra(remnant.synchrotron, scene.gamma[..., None])
-    total = scene.brightness.ravel() * median / np.median(scene.brightness)
-    thermal = total * (1 - scene.share.ravel()) / hot.sum(1)
-    synchrotron = total * scene.share.ravel() / power.sum(1)
-    expected = (thermal[:, None] * hot + synchrotron[:, None] * power).T.reshape(-1, *shape)
-    counts = np.random.default_rng([seed, 7]).poisson(expected)
-    return MockCube(scene, counts, expected, thermal.reshape(shape), synchrotron.reshape(shape))
+    hot, power = _spectra(remnant, scene)
+    total = scene.brightness * median / np.median(scene.brightness)
+    thermal, synchrotron = total * (1 - scene.share) / hot.sum(0), total * scene.share / power.sum(0)
+    expected = thermal * hot + synchrotron * power
+    return MockCube(scene, np.random.default_rng([seed, 7]).poisson(expected), expected, thermal, synchrotron)
 
 
-def _spectra(model: Folded, theta: np.ndarray) -> np.ndarray:
-    """(H W, K) of maps (H, W, P)."""
+def expected_counts(cube: MockCube, remnant: Remnant) -> np.ndarray:
+    """What the same remnant gives in other channels, those of `remnant`: (K, H, W)."""
+    hot, power = _spectra(remnant, cube.scene)
+    return cube.thermal * hot + cube.synchrotron * power
+
+
+def _spectra(remnant: Remnant, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of both spectra at amplitude 1, (K, H, W) each."""
+    thermal, synchrotron = np.stack([scene.kT, scene.z], -1), scene.gamma[..., None]
+    return _map(remnant.thermal, thermal), _map(remnant.synchrotron, synchrotron)
+
+
+def _map(model: Folded, theta: np.ndarray) -> np.ndarray:
+    """(K, H, W) of maps (H, W, P)."""
     rows: Tensor = torch.from_numpy(theta.reshape(-1, theta.shape[-1]))
-    return torch.cat([model(part) for part in rows.split(1024)]).numpy()
+    values = torch.cat([model(part) for part in rows.split(1024)]).numpy()
+    return values.T.reshape(-1, *theta.shape[:2])
 
 
 def _uniform_field(rng: np.random.Generator, size: int, slope: float) -> np.ndarray:

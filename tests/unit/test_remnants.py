@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffinv.core.checks import DiffinvError
-from diffinv.data.remnants import GAMMA, KT, Remnant, Z, draw_scene, observe, read_remnant
+from diffinv.data.remnants import GAMMA, KT, Remnant, Z, draw_scene, expected_counts, observe, read_remnant
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,13 @@ def test_amplitudes_and_parameters_give_the_expected_cube(remnant: Remnant) -> N
     np.testing.assert_allclose(cube.expected[:, y, x], pixel.numpy(), rtol=1e-10)
     share = cube.synchrotron[y, x] * float(power.sum()) / cube.expected[:, y, x].sum()
     assert share == pytest.approx(scene.share[y, x], rel=1e-10)
+
+
+def test_the_same_remnant_in_all_channels_adds_up_to_the_bins(remnant: Remnant, data_folder: Path) -> None:
+    cube = observe(draw_scene(2, size=4, components=2), remnant, median=100.0, seed=0)
+    channels = expected_counts(cube, read_remnant(data_folder / "xray", binned=False))
+    pairs = channels[69:479].reshape(205, 2, 4, 4).sum(1)
+    np.testing.assert_allclose(pairs, cube.expected, rtol=1e-9)
 
 
 def test_a_pixel_is_as_informative_as_in_the_benchmark(remnant: Remnant) -> None:
