@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class SkyGrid:
             cards |= {f"CTYPE{axis}": "LINEAR", f"CUNIT{axis}": "arcsec"}
         return cls(tuple(shape), cards, False)
 
-    @property
+    @cached_property
     def pixel_scale(self) -> float:
         """Side of a pixel at the reference point, arcsec."""
         if not self.celestial:

@@ -86,12 +86,18 @@ class Campaign:
                 return task
         return None
 
-    def begin(self, task: Task) -> None:
-        """Record an attempt, before it runs.
+    def begin(self, task: Task) -> bool:
+        """Record an attempt, before it runs; False if another run has made the product since it was looked for.
 
         Raises: OSError if the disk refuses.
         """
+        if is_product(task.path):
+            self.at_work -= 1
+            self.outcome.skipped += 1
+            self._keep(task, fresh=False)
+            return False
         self.ledger.write("start", key=task.key, object_id=task.entry.object_id)
+        return True
 
     def _task(self, entry: Entry) -> Task | None:
         """What is to be done for an object; None if it has ended."""
@@ -205,7 +211,8 @@ def run_campaign(run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed
 def _attempt(campaign: Campaign, task: Task, progress: Progress) -> None:
     name, ended = task.entry.object_id, campaign.ended
     progress.set(ended, name)
-    campaign.begin(task)
+    if not campaign.begin(task):
+        return
     try:
         campaign.run.make(task.entry, task.path, lambda fraction: progress.set(ended + fraction, name))
     except OSError:

@@ -164,9 +164,9 @@ class Pool:
         self._send(self.workers[-1], self.recipe)
 
     def _give(self, worker: _Worker, task: Task) -> None:
-        self.campaign.begin(task)
-        worker.task, worker.since = task, time.monotonic()
-        self._send(worker, (task.entry, task.path))
+        if self.campaign.begin(task):
+            worker.task, worker.since = task, time.monotonic()
+            self._send(worker, (task.entry, task.path))
 
     def _send(self, worker: _Worker, message: object) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died, which its pipe tells next

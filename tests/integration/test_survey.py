@@ -175,7 +175,7 @@ def test_merge_makes_one_table_of_whole_products_without_reading_images(
         assert row["flux"] == product.catalog["flux"][band]
         assert (out / row["product"]).is_file()
     rows = parquet.read_table(out / "catalog.parquet").to_pylist()
-    assert rows == [{name: value.item() for name, value in zip(table.colnames, row)} for row in table]
+    assert repr(rows) == repr([{name: value.item() for name, value in zip(table.colnames, row)} for row in table])  # NaN = NaN
     damaged = out / table["product"][0]
     damaged.write_bytes(damaged.read_bytes()[:-2880])
     capsys.readouterr()
