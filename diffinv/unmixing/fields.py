@@ -2,12 +2,14 @@
 
 One step of Fisher scoring from a smooth map gives Gaussian pseudo-data, ũ_i = u_i + F_i⁻¹ s_i ~ N(u_true, F_i⁻¹), and
 
-    u_i = m + L f_i,   f_q independent with covariance exp(−|i − i'|/ℓ_q),   L lower triangular,
+    u_i = m + diag(e_i^β) L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(|i − i'|/ℓ_tq),   L_t lower triangular,
 
-is a prior for all parameters jointly (a linear model of coregionalisation). m, L and ℓ maximise the marginal likelihood of the
-pseudo-data (type II), summed over tiles as if these were independent: unbiased estimating equations at a cost linear in the
-pixels. The posterior of a block of pixels is exact given the pseudo-data in the block and in a margin about it, beyond which the
-data are screened by those within: linear in the pixels too; a map of one window is exact.
+is a prior for all parameters jointly (a linear model of coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂
+Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth map is about pixel i (`roughness`): clumps and edges get wide priors, calm
+regions narrow ones, if the data want β > 0. m, L, ℓ and β maximise the marginal likelihood of the pseudo-data (type II), summed
+over tiles as if these were independent: unbiased estimating equations at a cost linear in the pixels. The posterior of a block
+of pixels is exact given the pseudo-data in the block and in a margin about it, beyond which the data are screened by those
+within: linear in the pixels too; a map of one window is exact.
 The width of this posterior covers because the prior's length and height are learnt from the data; that of a sparse map does not.
 Invariant: a pixel without data has the posterior that its surroundings give it, and the prior's far from them.
 
@@ -23,6 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffinv.unmixing.starlet import Starlet
+
+_LENGTHS = (8.0, 16.0)  # pixels, to start from
+_POWER = 0.5  # β to start from
+_FINE, _CALM = 3, 0.1  # of the roughness: starlet scales, least value
 _VAGUE = 1e-3  # information of a parameter's box, added to every pixel, so that F⁻¹ exists where there are no data
 
 
@@ -35,25 +42,50 @@ class FieldPlan:
     """
 
     tile: int = 16
-    tiles: int = 16
+    tiles: int = 12
     block: int = 16
-    margin: int = 8
+    margin: int = 6
     iterations: int = 20
+
+
+def exponential(r: Tensor) -> Tensor:
+    """exp(−r): continuous fields without derivatives."""
+    return torch.exp(-r)
+
+
+def matern(r: Tensor) -> Tensor:
+    """(1 + √5 r + 5r²/3) exp(−√5 r): fields with two derivatives."""
+    scaled = 5**0.5 * r
+    return (1 + scaled + scaled**2 / 3) * torch.exp(-scaled)
+
+
+KERNELS = (exponential, matern)
 
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """mean: m (P,). root: L (P, P). length: ℓ (P,) in pixels."""
+    """mean: m (P,). roots: L_t (2, P, P), of `KERNELS`. lengths: ℓ (2, P) in pixels. power: β."""
 
     mean: Tensor
-    root: Tensor
-    length: Tensor
+    roots: Tensor
+    lengths: Tensor
+    power: Tensor
 
-    def covariance(self, distance: Tensor) -> Tensor:
-        """(n, m) pixel distances → (n·P, m·P), a pixel's parameters together."""
-        kernels = torch.exp(-distance[..., None] / self.length)
-        product = torch.einsum("nmq,pq,rq->npmr", kernels, self.root, self.root)
-        return product.reshape(len(distance) * len(self.mean), -1)
+    def covariance(self, distance: Tensor, rough: Tensor, rough_too: Tensor) -> Tensor:
+        """(n, m) pixel distances and roughness (n, P), (m, P) → (n·P, m·P), a pixel's parameters together."""
+        terms = []
+        for kernel, root, lengths in zip(KERNELS, self.roots, self.lengths, strict=True):
+            values = kernel(distance[..., None] / lengths)
+            terms.append(torch.einsum("nmq,pq,rq->npmr", values, root, root))
+        left, right = rough**self.power, rough_too**self.power
+        total = left[:, :, None, None] * terms[0] * right + terms[1]
+        return total.reshape(len(distance) * len(self.mean), -1)
+
+    def variance(self, rough: Tensor) -> Tensor:
+        """(n, P, P) of a pixel's parameters."""
+        first, second = self.roots @ self.roots.mT
+        scale = rough**self.power
+        return scale[:, :, None] * first * scale[:, None] + second
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +98,18 @@ class FieldPosterior:
 
 @dataclass(frozen=True, eq=False)
 class PseudoData:
-    """ũ (N, P) and its covariance V = (F + vague)⁻¹ (N, P, P), of pixels at places (N, 2) (row, column), on a map (H, W)."""
+    """ũ (N, P), its covariance V = (F + vague)⁻¹ (N, P, P) and the roughness e (N, P), of the pixels of a map (H, W)."""
 
     value: Tensor
     covariance: Tensor
+    rough: Tensor
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, u: Tensor, score: Tensor, fisher: Tensor, shape: tuple[int, int]) -> PseudoData:
+    def of(cls, u: Tensor, score: Tensor, fisher: Tensor, rough: Tensor, shape: tuple[int, int]) -> PseudoData:
         """From the score and Fisher information about u."""
         covariance = torch.linalg.inv(fisher + _VAGUE * torch.eye(u.shape[1]).to(u))
-        return cls(u + (covariance @ score[..., None])[..., 0], covariance, shape)
+        return cls(u + (covariance @ score[..., None])[..., 0], covariance, rough, shape)
 
     def window(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Pixel numbers (n,), places (n, 2) and the block-diagonal noise covariance (n·P, n·P) of a window."""
@@ -89,6 +122,13 @@ class PseudoData:
         return index, places, noise.reshape(len(index) * size, -1)
 
 
+def roughness(u: Tensor, shape: tuple[int, int]) -> Tensor:
+    """e (N, P): local rms of the three finest starlet scales of a map u (N, P), over its rms, and 0.1 at least."""
+    details = Starlet(_FINE).forward(u.T.reshape(-1, 1, *shape))
+    local = Starlet(_FINE).smooth(details.pow(2).sum(1, keepdim=True), 1).flatten(1).T.clamp_min(0)
+    return (local / local.mean(0).clamp_min(1e-12)).sqrt().clamp_min(_CALM)
+
+
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, None] - b).pow(2).sum(-1).clamp_min(1e-30).sqrt()
 
@@ -96,10 +136,10 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 def fit_field(data: PseudoData, plan: FieldPlan = FieldPlan()) -> Field:
     """Mean, heights, correlations and lengths of greatest (composite) marginal likelihood."""
     windows = [data.window(rows, columns) for rows, columns in _tiles(data.shape, plan)]
-    parts = [(data.value[index].flatten(), _distance(places, places), noise) for index, places, noise in windows]
+    parts = [(data.value[i].flatten(), _distance(places, places), data.rough[i], noise) for i, places, noise in windows]
     theta = _initial(data).requires_grad_(True)
     optimiser = torch.optim.LBFGS([theta], max_iter=plan.iterations, line_search_fn="strong_wolfe", tolerance_change=1e-5)
-    count = sum(len(value) for value, _, _ in parts)
+    count = sum(len(part[0]) for part in parts)
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -112,9 +152,9 @@ def fit_field(data: PseudoData, plan: FieldPlan = FieldPlan()) -> Field:
     return _unpack(theta.detach(), data.value.shape[1])
 
 
-def log_evidence(field: Field, value: Tensor, distance: Tensor, noise: Tensor) -> Tensor:
+def log_evidence(field: Field, value: Tensor, distance: Tensor, rough: Tensor, noise: Tensor) -> Tensor:
     """log N(ũ; m, K + V) of one tile, pixels' parameters together."""
-    root = torch.linalg.cholesky(field.covariance(distance) + noise)
+    root = torch.linalg.cholesky(field.covariance(distance, rough, rough) + noise)
     residual = value - field.mean.repeat(len(distance))
     white = torch.linalg.solve_triangular(root, residual[:, None], upper=False)
     return -0.5 * white.pow(2).sum() - root.diagonal().log().sum() - 0.5 * len(value) * math.log(2 * math.pi)
@@ -130,22 +170,26 @@ def _tiles(shape: tuple[int, int], plan: FieldPlan) -> list[tuple[slice, slice]]
 
 
 def _initial(data: PseudoData) -> Tensor:
-    """Packed parameters to start from: weighted mean, a third of the spread of the good data, no correlation, ℓ = 8 pixels."""
+    """Packed parameters to start from: weighted mean, half of the spread of the good data to each term, ℓ of 8 and 16 pixels."""
     size = data.value.shape[1]
     precision = 1 / data.covariance.diagonal(dim1=1, dim2=2)
     mean = (precision * data.value).sum(0) / precision.sum(0)
     excess = (precision * (data.value - mean) ** 2).sum(0) / precision.sum(0) - len(data.value) / precision.sum(0)
-    height = excess.clamp_min(1e-4).sqrt()
-    lower = torch.diag(height.log())
+    lower = torch.diag(0.5 * (excess.clamp_min(1e-4) / 2).log())
     rows, columns = torch.tril_indices(size, size)
-    return torch.cat([mean, lower[rows, columns], torch.full((size,), math.log(8.0)).to(mean)])
+    lengths = [torch.full((size,), math.log(value)).to(mean) for value in _LENGTHS]
+    return torch.cat([mean, *[lower[rows, columns]] * len(KERNELS), *lengths, torch.full((1,), _POWER).to(mean)])
 
 
 def _unpack(theta: Tensor, size: int) -> Field:
-    mean, lower, length = theta.split([size, size * (size + 1) // 2, size])
+    terms, entries = len(KERNELS), size * (size + 1) // 2
+    mean, lower, length, power = theta.split([size, terms * entries, terms * size, 1])
     rows, columns = torch.tril_indices(size, size)
-    root = theta.new_zeros(size, size).index_put((rows, columns), lower)
-    return Field(mean, root.tril(-1) + torch.diag(root.diagonal().exp()), length.exp())
+    roots = []
+    for packed in lower.split(entries):
+        root = theta.new_zeros(size, size).index_put((rows, columns), packed)
+        roots.append(root.tril(-1) + torch.diag(root.diagonal().exp()))
+    return Field(mean, torch.stack(roots), length.exp().reshape(terms, size), power)
 
 
 def field_posterior(data: PseudoData, field: Field, plan: FieldPlan = FieldPlan()) -> FieldPosterior:
@@ -166,12 +210,13 @@ def _window_posterior(data: PseudoData, field: Field, plan: FieldPlan, top: int,
     around = [slice(max(0, start - plan.margin), start + plan.block + plan.margin) for start in (top, left)]
     index, places, noise = data.window(*around)
     inner, targets, _ = data.window(slice(top, top + plan.block), slice(left, left + plan.block))
-    root = torch.linalg.cholesky(field.covariance(_distance(places, places)) + noise)
-    cross = field.covariance(_distance(places, targets))
+    rough, wanted = data.rough[index], data.rough[inner]
+    root = torch.linalg.cholesky(field.covariance(_distance(places, places), rough, rough) + noise)
+    cross = field.covariance(_distance(places, targets), rough, wanted)
     white = torch.linalg.solve_triangular(root, cross, upper=False)
     residual = (data.value[index] - field.mean).flatten()
     gain = torch.linalg.solve_triangular(root, residual[:, None], upper=False)
     mean = (white.mT @ gain)[:, 0] + field.mean.repeat(len(inner))
     pieces = white.reshape(len(white), len(inner), size)
-    spread = field.root @ field.root.mT - torch.einsum("wnp,wnq->npq", pieces, pieces)
+    spread = field.variance(wanted) - torch.einsum("wnp,wnq->npq", pieces, pieces)
     return inner, mean, spread

@@ -42,8 +42,8 @@ class MapPlan:
     """
 
     scales: int = 5
-    rounds: int = 8
-    iterations: int = 120
+    rounds: int = 6
+    iterations: int = 80
     kappas: Sequence[float] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
     tol: float = 0.02
     probes: int = 2

@@ -100,22 +100,23 @@ def _regular(fisher: Tensor) -> Tensor:
     return fisher + ridge[:, None, None] * torch.eye(fisher.shape[-1]).to(fisher)
 
 
-def start_amplitude(mixture: Mixture, data: SpectralData, u: Tensor, *, iterations: int = 8) -> Tensor:
-    """Non-negative amplitudes (N, C) at given u, by multiplicative updates A ← A · ⟨S, y/v⟩₊/⟨S, μ/v⟩, v = Var[y].
+def start_amplitude(data: SpectralData, shapes: Tensor, *, iterations: int = 4) -> Tensor:
+    """Non-negative amplitudes (N, C) of given spectra, by multiplicative updates A ← A · ⟨S, y/v⟩₊/⟨S, μ/v⟩, v = Var[y].
 
-    They lower ‖y − μ‖²/v with v frozen; a start for what follows.
+    A start for what follows; for counts these are the EM steps of maximum likelihood.
+
+    Arguments: shapes: (1|N, C, K).
     """
-    shapes = torch.stack(mixture.shapes(u), 1)
-    mask = data.good.to(u.dtype)
     y = torch.where(data.good, data.y - data.background, 0.0)
-    level = y.sum(1).clamp_min(0.5) / (shapes * mask[:, None]).sum((1, 2)).clamp_min(1e-300)
+    mask = data.good.to(y.dtype)
+    level = y.sum(1).clamp_min(0.5) / (shapes.sum(1) * mask).sum(1).clamp_min(1e-300)
     amplitude = level[:, None].expand(-1, shapes.shape[1]).clone()
-    for _ in range(iterations):
-        mean = data.background + (amplitude[..., None] * shapes).sum(1)
-        weight = data.noise.precision(mean).d
-        wanted = (shapes * (weight * y)[:, None]).sum(-1).clamp_min(0)
-        amplitude = amplitude * wanted / (shapes * (weight * (mean - data.background))[:, None]).sum(-1).clamp_min(1e-300)
-    return amplitude.clamp_min(1e-6 * level[:, None])
+    for _ in range(iterations if shapes.shape[1] > 1 else 1):
+        model = (amplitude[:, None] @ shapes)[:, 0]
+        weight = data.noise.precision(data.background + model).d
+        wanted = (shapes @ (weight * y)[..., None])[..., 0].clamp_min(0)
+        amplitude = amplitude * wanted / (shapes @ (weight * model)[..., None])[..., 0].clamp_min(1e-300)
+    return torch.maximum(amplitude, 1e-3 * level[:, None])
 
 
 def fit_pixels(mixture: Mixture, data: SpectralData, plan: PixelPlan = PixelPlan()) -> PixelFit:
@@ -130,15 +131,14 @@ def fit_pixels(mixture: Mixture, data: SpectralData, plan: PixelPlan = PixelPlan
 def _fit_rows(mixture: Mixture, data: SpectralData, plan: PixelPlan) -> PixelFit:
     size = len(mixture.names)
     grid = torch.tensor(list(product(plan.starts, repeat=size)), dtype=data.y.dtype)
-    losses = []
-    for start in grid:
-        u = start.expand(len(data.y), size)
-        losses.append(data.loss(mixture.mean(start_amplitude(mixture, data, u), u, data.background)))
+    shapes, losses = torch.stack(mixture.shapes(grid), 1), []
+    for one in shapes.split(1):
+        losses.append(data.loss(data.background + (start_amplitude(data, one)[:, None] @ one)[:, 0]))
     order = torch.stack(losses, 1).argsort(1)
     best: PixelFit | None = None
     for rank in range(min(plan.refined, len(grid))):
         u = grid[order[:, rank]]
-        fit = descend(mixture, data, start_amplitude(mixture, data, u), u, plan)
+        fit = descend(mixture, data, start_amplitude(data, shapes[order[:, rank]]), u, plan)
         best = fit if best is None else _better(best, fit)
     return best
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffinv.core.rng import Rng
-from diffinv.unmixing.fields import Field, FieldPlan, FieldPosterior, PseudoData, field_posterior, fit_field
+from diffinv.unmixing.fields import Field, FieldPlan, FieldPosterior, PseudoData, field_posterior, fit_field, roughness
 from diffinv.unmixing.maps import ParameterMap
 from diffinv.unmixing.mixture import Coordinates, Mixture, SpectralData
 from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, Quadratic, quadratic
@@ -57,10 +57,10 @@ def posterior(
     Arguments: rounds: of linearisation; the first about `start`, the next about the posterior mean of the one before.
     """
     amplitude, u = start.amplitude, start.u
-    field: Field | None = None
+    field, rough = None, roughness(start.u, shape)
     for _ in range(rounds):
         step = quadratic(mixture, data, amplitude, u)
-        pseudo = PseudoData.of(u, step.score, step.fisher, shape)
+        pseudo = PseudoData.of(u, step.score, step.fisher, rough, shape)
         field = fit_field(pseudo, plan) if field is None else field
         found = field_posterior(pseudo, field, plan)
         mean, std = _amplitudes(step, found, amplitude, u)
