@@ -153,7 +153,7 @@ def _number(text: str, low: float, high: float, expected: str) -> float:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    train = commands.add_parser("train", help="a network that reconstructs, from noisy or incomplete data")
+    train = commands.add_parser("train", help="a network that reconstructs, or a prior, from noisy or incomplete data")
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML; see configs/train.yaml")
     train.add_argument("--out", type=Path, metavar="DIR", help="checkpoint, log and result (default: out/NAME of FILE)")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, as if nothing had happened")
@@ -302,16 +302,12 @@ def _finish(args: argparse.Namespace, entries: Sequence[Entry], outcome: Outcome
 
 
 def _train(args: argparse.Namespace) -> int:
-    from diffinv.config import load
-    from diffinv.sections.train import TrainConfig
-
-    loaded = load(TrainConfig, args.config, _overrides(args))
-    from diffinv.assembly.job import build_job
-    from diffinv.engine.learn import is_main_process, learn
+    from diffinv.assembly.training import train
+    from diffinv.engine.learn import is_main_process
 
     out = args.out if args.out is not None else Path("out") / args.config.stem
     say = lambda line: print(f"diffinv: {line}", file=sys.stderr, flush=True)
-    path = learn(build_job(loaded, args.config.parent), out, resume=args.resume, new_run=args.new_run, say=say)
+    path = train(args.config, _overrides(args), out, resume=args.resume, new_run=args.new_run, say=say)
     if is_main_process():
         print(path)
     return DONE

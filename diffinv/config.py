@@ -151,6 +151,11 @@ def load(model: type[M], path: Path | None, overrides: Sequence[Override] = ()) 
     return Loaded(config, reading.places)
 
 
+def has_section(path: Path, name: str) -> bool:
+    """Whether a configuration file has a section of this name. Raises ConfigError if it cannot be read."""
+    return name in _read_file(path, _Reading({"": str(path)}))
+
+
 @dataclass
 class _Reading:
     """What one `load` has met so far. places: of the keys, and of the file under ""."""

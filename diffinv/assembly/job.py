@@ -45,7 +45,7 @@ def build_job(loaded: Loaded[s.TrainConfig], folder: Path) -> Job:
     """
     config = loaded.config
     _check_together(loaded)
-    source, unit, facts = _source(loaded, folder)
+    source, unit, facts = measurements(loaded, folder)
     training = config.training
     multipliers = [term for term in config.loss if isinstance(term, t.UnsureLoss)]
     start = None if not multipliers or multipliers[0].start == "auto" else multipliers[0].start
@@ -150,7 +150,7 @@ def _check_together(loaded: Loaded[s.TrainConfig]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _source(loaded: Loaded[s.TrainConfig], folder: Path) -> tuple[Source, str, dict[str, Any]]:
+def measurements(loaded: Loaded[s.TrainConfig], folder: Path) -> tuple[Source, str, dict[str, Any]]:
     """The measurements, their unit, and what was found in them."""
     config, data = loaded.config, loaded.config.data
     unit = ""

@@ -200,12 +200,12 @@ class ExpectationMaximisation:
             write_atomically(path, stream.getvalue())
         ranks.wait_for_everyone()
 
-    def _draws(self, lap: int) -> Tensor:
+    def draws(self, lap: int) -> Tensor:
         """All draws of a lap: (N, *image)."""
         return torch.cat([torch.from_numpy(np.load(path)) for path in sorted(self._lap(lap).glob("draws-*.npy"))])
 
     def _maximise(self, lap: int) -> Denoiser:
-        images = torch.cat([self._draws(k) for k in range(max(0, lap - self.em.replay), lap + 1)])
+        images = torch.cat([self.draws(k) for k in range(max(0, lap - self.em.replay), lap + 1)])
         plan = replace(self.plan, seed=self.plan.seed + _LAPS_APART * (lap + 1))
         training = Trainer(self.model, self.loss, CleanImages(images, self.views), plan, self._lap(lap))
         return training.run(resume=True, more=True)

@@ -22,7 +22,9 @@ from diffinv.engine.draws import Method
 from diffinv.engine.learn import Levels
 from diffinv.engine.methods import GUIDANCES, Choice, build_method
 from diffinv.engine.mocks import SURVEYS, Mocks
+from diffinv.schedules import LogNormal
 from diffinv.sections.calibrate import CalibrateConfig
+from diffinv.sections.prior import PriorConfig
 from diffinv.sections.sample import SampleConfig, SimulateConfig
 from diffinv.sections.train import DataSection, TrainConfig, TrainingSection
 from diffinv.training.plan import TrainingPlan
@@ -132,6 +134,11 @@ def test_every_file_in_configs_loads_and_means_something(path: Path) -> None:
     if path.parent.name == "sites":
         site = read_site(path)
         assert (site.slurm is None) == isinstance(site.provider(), LocalProvider)
+        return
+    if path.parent.name == "prior":
+        config = load(PriorConfig, path).config
+        assert TrainingPlan(config.training.steps, config.training.batch_size, config.training.learning_rate).steps >= 1
+        assert LogNormal(config.prior.levels.mean, config.prior.levels.std).std > 0
         return
     if "\ntraining:" in path.read_text():
         config = load(TrainConfig, path).config

@@ -1,0 +1,29 @@
+"""`diffinv train`: a reconstructor, or a prior where the configuration has a section of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from diffinv.assembly.job import build_job
+from diffinv.assembly.prior import build_prior_job
+from diffinv.config import Override, has_section, load
+from diffinv.engine.learn import learn
+from diffinv.engine.prior import learn_prior
+from diffinv.sections.prior import PriorConfig
+from diffinv.sections.train import TrainConfig
+
+
+def train(
+    path: Path, overrides: Sequence[Override], out: Path, *, resume: bool, new_run: bool, say: Callable[[str], None]
+) -> Path:
+    """Train what a configuration file describes; returns the path of the result.
+
+    Arguments: path, overrides: of the configuration. out: the folder. resume, new_run: as `learn`; a prior has no new_run.
+    Raises: as `learn` and `learn_prior`.
+    """
+    if has_section(path, "prior"):
+        loaded = load(PriorConfig, path, overrides)
+        return learn_prior(build_prior_job(loaded, path.parent), out, resume=resume, say=say)
+    loaded = load(TrainConfig, path, overrides)
+    return learn(build_job(loaded, path.parent), out, resume=resume, new_run=new_run, say=say)
