@@ -21,6 +21,7 @@ from scipy import io as scipy_io
 
 from diffinv.core.checks import InputError
 from diffinv.data.fits import Cards, FitsFile, Plane, Table, celestial_cards, encode_fits, read_fits
+from diffinv.data.guard import readable
 from diffinv.data.ogip import check_counts
 from diffinv.spectral.base import Grid
 
@@ -96,26 +97,24 @@ def read_cube(path: str | Path) -> Cube:
 
     Raises: InputError if there is no image of three axes, its variance is of another shape, or its axes cannot be read.
     """
-    file = read_fits(path)
-    plane = _science(file)
-    header = plane.header
-    try:
+    with readable(path, "a cube"):
+        file = read_fits(path)
+        plane = _science(file)
+        header = plane.header
         low, high, unit, axis = _channels(header, len(plane.data))
         wcs = celestial_cards({k: v for k, v in header.items() if not _SPECTRAL_CARD.fullmatch(k)}) or {}
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    bounds = next((t for t in file.tables if t.name == "EBOUNDS"), None)
-    if bounds is not None:
-        low, high, unit, axis = bounds.columns["E_MIN"], bounds.columns["E_MAX"], str(bounds.header["AXISUNIT"]), ""
-    variance, bad = _variance(file, plane.data.shape), _flags(file, plane.data.shape)
-    if low[0] > low[-1]:
-        low, high = low[::-1], high[::-1]
-        data, variance, bad = plane.data[::-1], None if variance is None else variance[::-1], bad[::-1]
-    else:
-        data = plane.data
-    exposure = header.get("EXPOSURE") if bounds is not None else None
-    return masked_cube(data, variance, ~bad, low, high, unit, bunit=str(header.get("BUNIT", "")).strip(), axis=axis, wcs=wcs,
-                       exposure=exposure)  # fmt: skip
+        bounds = next((t for t in file.tables if t.name == "EBOUNDS"), None)
+        if bounds is not None:
+            low, high, unit, axis = bounds.columns["E_MIN"], bounds.columns["E_MAX"], str(bounds.header["AXISUNIT"]), ""
+        variance, bad = _variance(file, plane.data.shape), _flags(file, plane.data.shape)
+        if low[0] > low[-1]:
+            low, high = low[::-1], high[::-1]
+            data, variance, bad = plane.data[::-1], None if variance is None else variance[::-1], bad[::-1]
+        else:
+            data = plane.data
+        exposure = header.get("EXPOSURE") if bounds is not None else None
+        return masked_cube(data, variance, ~bad, low, high, unit, bunit=str(header.get("BUNIT", "")).strip(), axis=axis, wcs=wcs,
+                           exposure=exposure)  # fmt: skip
 
 
 def masked_cube(

@@ -18,6 +18,7 @@ import numpy as np
 from diffinv.core.checks import InputError
 from diffinv.data.cubes import Cube
 from diffinv.data.fits import MAX_PIXELS, Cards, Plane, Table, celestial_cards, encode_fits, read_fits
+from diffinv.data.guard import readable
 from diffinv.data.ogip import check_counts
 from diffinv.data.response_files import Rmf, column_card
 from diffinv.spectral.response import Binning
@@ -53,20 +54,21 @@ def read_events(path: str | Path) -> Events:
 
     Raises: InputError if it lacks the columns, their WCS, or an exposure.
     """
-    file = read_fits(path)
-    table = next((t for t in file.tables if t.name == "EVENTS"), None)
-    if table is None:
-        raise InputError(f"{path}: no table EVENTS; give an event list (EVT2).")
-    columns = {name.upper(): values for name, values in table.columns.items()}
-    missing = [c for c in ("X", "Y", "PI") if c not in columns]
-    if missing:
-        raise InputError(f"{path}: EVENTS lacks {', '.join(missing)}; it has {', '.join(columns)}.")
-    exposure = float(table.header.get("EXPOSURE", math.nan))
-    if not exposure > 0:
-        raise InputError(f"{path}: EXPOSURE is {exposure:g}; give seconds > 0.")
-    x, y = (columns[c].astype(np.float64) for c in "XY")
-    good = _in_good_time(columns, [t for t in file.tables if t.name == "GTI"]) & np.isfinite(x) & np.isfinite(y)
-    return Events(file.path, x[good], y[good], columns["PI"].astype(np.int64)[good], _sky_cards(file.path, table), exposure)
+    with readable(path, "an event list"):
+        file = read_fits(path)
+        table = next((t for t in file.tables if t.name == "EVENTS"), None)
+        if table is None:
+            raise InputError(f"{path}: no table EVENTS; give an event list (EVT2).")
+        columns = {name.upper(): values for name, values in table.columns.items()}
+        missing = [c for c in ("X", "Y", "PI") if c not in columns]
+        if missing:
+            raise InputError(f"{path}: EVENTS lacks {', '.join(missing)}; it has {', '.join(columns)}.")
+        exposure = float(table.header.get("EXPOSURE", math.nan))
+        if not exposure > 0:
+            raise InputError(f"{path}: EXPOSURE is {exposure:g}; give seconds > 0.")
+        x, y = (columns[c].astype(np.float64) for c in "XY")
+        good = _in_good_time(columns, [t for t in file.tables if t.name == "GTI"]) & np.isfinite(x) & np.isfinite(y)
+        return Events(file.path, x[good], y[good], columns["PI"].astype(np.int64)[good], _sky_cards(file.path, table), exposure)
 
 
 def bin_events(events: Events, rmf: Rmf, binning: Binning, window: Window) -> Cube:

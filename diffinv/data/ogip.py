@@ -16,6 +16,7 @@ import numpy as np
 
 from diffinv.core.checks import InputError
 from diffinv.data.fits import Table, read_fits
+from diffinv.data.guard import readable
 from diffinv.data.response_files import Rmf, find_table
 from diffinv.spectral.response import Binning
 
@@ -49,25 +50,26 @@ def read_spectrum(path: str | Path) -> Spectrum:
 
     Raises: InputError if it is no such file, its counts are negative, fractional or not finite, or its exposure is not > 0.
     """
-    file = read_fits(path)
-    table = find_table(file, ("SPECTRUM",), ("CHANNEL",), "a spectrum (PHA, PI)")
-    channel = table.columns["CHANNEL"]
-    if channel.ndim > 1 or "SPEC_NUM" in table.columns:
-        raise InputError(
-            f"{path}: many spectra in one table (PHA type II); extract one as type I, for instance with dmtype2split."
-        )
-    exposure = float(table.header.get("EXPOSURE", np.nan))
-    if not exposure > 0:
-        raise InputError(f"{path}: EXPOSURE is {exposure:g}; give seconds > 0.")
-    counts = check_counts(str(path), _counts(file.path, table, exposure))
-    scales = {name: _values(table, name, 1.0) for name in ("AREASCAL", "BACKSCAL")}
-    for name, values in scales.items():
-        if not (np.isfinite(values) & (values > 0)).all():
-            raise InputError(f"{path}: {name} must be > 0, got {values[~(values > 0)][0]:g}; correct the header.")
-    named = [_beside(file.path, table.header.get(key)) for key in ("BACKFILE", "RESPFILE", "ANCRFILE")]
-    quality, grouping = (_values(table, name, 0).astype(np.int64) for name in ("QUALITY", "GROUPING"))
-    numbers = channel.astype(np.int64)
-    return Spectrum(file.path, numbers, counts, exposure, scales["AREASCAL"], scales["BACKSCAL"], quality, grouping, *named)
+    with readable(path, "a spectrum"):
+        file = read_fits(path)
+        table = find_table(file, ("SPECTRUM",), ("CHANNEL",), "a spectrum (PHA, PI)")
+        channel = table.columns["CHANNEL"]
+        if channel.ndim > 1 or "SPEC_NUM" in table.columns:
+            raise InputError(
+                f"{path}: many spectra in one table (PHA type II); extract one as type I, for instance with dmtype2split."
+            )
+        exposure = float(table.header.get("EXPOSURE", np.nan))
+        if not exposure > 0:
+            raise InputError(f"{path}: EXPOSURE is {exposure:g}; give seconds > 0.")
+        counts = check_counts(str(path), _counts(file.path, table, exposure))
+        scales = {name: _values(table, name, 1.0) for name in ("AREASCAL", "BACKSCAL")}
+        for name, values in scales.items():
+            if not (np.isfinite(values) & (values > 0)).all():
+                raise InputError(f"{path}: {name} must be > 0, got {values[~(values > 0)][0]:g}; correct the header.")
+        named = [_beside(file.path, table.header.get(key)) for key in ("BACKFILE", "RESPFILE", "ANCRFILE")]
+        quality, grouping = (_values(table, name, 0).astype(np.int64) for name in ("QUALITY", "GROUPING"))
+        numbers = channel.astype(np.int64)
+        return Spectrum(file.path, numbers, counts, exposure, scales["AREASCAL"], scales["BACKSCAL"], quality, grouping, *named)
 
 
 def check_counts(owner: str, counts: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from scipy import sparse
 
 from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.fits import FitsFile, Table, read_fits
+from diffinv.data.guard import readable
 from diffinv.spectral.absorption import Absorption
 from diffinv.spectral.base import Grid
 from diffinv.spectral.lines import LineTable
@@ -56,12 +57,15 @@ def read_arf(path: str | Path) -> Arf:
 
     Raises: InputError if it is no ARF, or has a negative or non-finite area.
     """
-    file = read_fits(path)
-    table = find_table(file, ("SPECRESP",), ("ENERG_LO", "ENERG_HI", "SPECRESP"), "an ARF")
-    area = table.columns["SPECRESP"].astype(np.float64)
-    if not (np.isfinite(area) & (area >= 0)).all():
-        raise InputError(f"{path}: SPECRESP is negative or not finite in {int((~(area >= 0)).sum())} bins; make the ARF again.")
-    return Arf(file.path, _grid(file.path, table), area)
+    with readable(path, "an ARF"):
+        file = read_fits(path)
+        table = find_table(file, ("SPECRESP",), ("ENERG_LO", "ENERG_HI", "SPECRESP"), "an ARF")
+        area = table.columns["SPECRESP"].astype(np.float64)
+        if not (np.isfinite(area) & (area >= 0)).all():
+            raise InputError(
+                f"{path}: SPECRESP is negative or not finite in {int((~(area >= 0)).sum())} bins; make the ARF again."
+            )
+        return Arf(file.path, _grid(file.path, table), area)
 
 
 def read_rmf(path: str | Path) -> Rmf:
@@ -69,22 +73,23 @@ def read_rmf(path: str | Path) -> Rmf:
 
     Raises: InputError if it is no RMF, its groups leave the channels of EBOUNDS, or its channels are counted in two ways.
     """
-    file = read_fits(path)
-    wanted = ("ENERG_LO", "ENERG_HI", "N_GRP", "F_CHAN", "N_CHAN", "MATRIX")
-    table = find_table(file, ("MATRIX", "SPECRESP MATRIX"), wanted, "an RMF")
-    bounds = find_table(file, ("EBOUNDS",), ("CHANNEL", "E_MIN", "E_MAX"), "an RMF")
-    check_unit(file.path, bounds, "E_MIN", "keV")
-    channel = _channels(bounds)
-    first = int(column_card(table, "F_CHAN", "TLMIN", channel[0]))
-    if first != channel[0] or (np.diff(channel) != 1).any():
-        raise InputError(
-            f"{path}: F_CHAN counts from TLMIN = {first}, but EBOUNDS has channels {channel[0]}–{channel[-1]}, {len(channel)} of "
-            "them; correct TLMIN or EBOUNDS."
-        )
-    matrix = _unpacked(file.path, table.columns, first, len(channel))
-    low, high = (bounds.columns[c].astype(np.float64) for c in ("E_MIN", "E_MAX"))
-    has_area = table.name == "SPECRESP MATRIX" or str(table.header.get("HDUCLAS3", "")).strip() == "FULL"
-    return Rmf(file.path, _grid(file.path, table), matrix, channel, np.minimum(low, high), np.maximum(low, high), has_area)
+    with readable(path, "an RMF"):
+        file = read_fits(path)
+        wanted = ("ENERG_LO", "ENERG_HI", "N_GRP", "F_CHAN", "N_CHAN", "MATRIX")
+        table = find_table(file, ("MATRIX", "SPECRESP MATRIX"), wanted, "an RMF")
+        bounds = find_table(file, ("EBOUNDS",), ("CHANNEL", "E_MIN", "E_MAX"), "an RMF")
+        check_unit(file.path, bounds, "E_MIN", "keV")
+        channel = _channels(bounds)
+        first = int(column_card(table, "F_CHAN", "TLMIN", channel[0]))
+        if first != channel[0] or (np.diff(channel) != 1).any():
+            raise InputError(
+                f"{path}: F_CHAN counts from TLMIN = {first}, but EBOUNDS has channels {channel[0]}–{channel[-1]}, "
+                f"{len(channel)} of them; correct TLMIN or EBOUNDS."
+            )
+        matrix = _unpacked(file.path, table.columns, first, len(channel))
+        low, high = (bounds.columns[c].astype(np.float64) for c in ("E_MIN", "E_MAX"))
+        has_area = table.name == "SPECRESP MATRIX" or str(table.header.get("HDUCLAS3", "")).strip() == "FULL"
+        return Rmf(file.path, _grid(file.path, table), matrix, channel, np.minimum(low, high), np.maximum(low, high), has_area)
 
 
 def _channels(bounds: Table) -> np.ndarray:
@@ -147,19 +152,19 @@ def read_absorption(path: str | Path, grid: Grid, *, unit: float) -> Absorption:
     Arguments: path: table with columns ENERGY in keV and SIGMA. grid. unit: of SIGMA in cm² (tables of tbabs: 1e-22).
     Raises: InputError if the file is no such table, does not cover the grid, or has cross-sections that no gas has.
     """
-    file = read_fits(path)
-    table = next((t for t in file.tables if {"ENERGY", "SIGMA"} <= set(t.columns)), None)
-    if table is None:
-        raise InputError(f"{path}: no table with columns ENERGY and SIGMA; give cross-sections, for instance those of tbabs.")
-    check_unit(file.path, table, "ENERGY", "keV")
-    energy, sigma = (torch.from_numpy(table.columns[c].astype(np.float64)) for c in ("ENERGY", "SIGMA"))
-    sigma = sigma * unit
-    if not bool(((sigma > 0) & (sigma < 1e-15)).all()):
-        raise InputError(f"{path}: cross-sections of {float(sigma.min()):.3g}–{float(sigma.max()):.3g} cm²; check their unit.")
-    try:
+    with readable(path, "a table of cross-sections"):
+        file = read_fits(path)
+        table = next((t for t in file.tables if {"ENERGY", "SIGMA"} <= set(t.columns)), None)
+        if table is None:
+            raise InputError(f"{path}: no table with columns ENERGY and SIGMA; give cross-sections, for instance those of tbabs.")
+        check_unit(file.path, table, "ENERGY", "keV")
+        energy, sigma = (torch.from_numpy(table.columns[c].astype(np.float64)) for c in ("ENERGY", "SIGMA"))
+        sigma = sigma * unit
+        if not bool(((sigma > 0) & (sigma < 1e-15)).all()):
+            raise InputError(
+                f"{path}: cross-sections of {float(sigma.min()):.3g}–{float(sigma.max()):.3g} cm²; check their unit."
+            )
         return Absorption.tabulated(grid, energy, sigma)
-    except DiffinvError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def read_lines(path: str | Path) -> LineTable:
@@ -219,7 +224,4 @@ def _grid(path: Path, table: Table) -> Grid:
         raise InputError(f"{path}: the energy bins of {table.name} do not touch; give ENERG_LO of a bin = ENERG_HI of the last.")
     edges = np.append(low, high[-1])
     edges[0] = max(edges[0], 1e-3 * edges[1])
-    try:
-        return Grid(torch.from_numpy(edges), "keV")
-    except DiffinvError as error:
-        raise InputError(f"{path}: {error}") from error
+    return Grid(torch.from_numpy(edges), "keV")

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffinv.core.checks import DiffinvError, InputError
+from diffinv.core.checks import InputError
 from diffinv.data.fits import Table, read_fits
+from diffinv.data.guard import readable
 from diffinv.data.response_files import check_unit, find_table
 from diffinv.spectral.base import Grid, Parameter
 from diffinv.spectral.table import Axis, SpectralTable
@@ -27,23 +28,23 @@ def read_table_model(path: str | Path, *, redshift: Parameter | None = None) -> 
     Arguments: path. redshift: its box, needed where the file says REDSHIFT = T.
     Raises: InputError if tables or columns are missing, nodes are missing or twice there, or redshift and file disagree.
     """
-    file = read_fits(path)
-    parameters = find_table(file, ("PARAMETERS",), ("NAME", "METHOD", "MINIMUM", "MAXIMUM", "NUMBVALS", "VALUE"), "a table model")
-    energies = find_table(file, ("ENERGIES",), ("ENERG_LO", "ENERG_HI"), "a table model")
-    spectra = find_table(file, ("SPECTRA",), ("PARAMVAL", "INTPSPEC"), "a table model")
-    check_unit(file.path, energies, "ENERG_LO", "keV")
-    if bool(file.primary.get("REDSHIFT", False)) != (redshift is not None):
-        has = "has a redshift; give its range" if redshift is None else "has no redshift (REDSHIFT = F); leave its range out"
-        raise InputError(f"{path}: the table {has}.")
-    count = int(parameters.header.get("NINTPARM", len(parameters.columns["NAME"])))
-    try:
+    with readable(path, "a table model"):
+        file = read_fits(path)
+        parameters = find_table(
+            file, ("PARAMETERS",), ("NAME", "METHOD", "MINIMUM", "MAXIMUM", "NUMBVALS", "VALUE"), "a table model"
+        )
+        energies = find_table(file, ("ENERGIES",), ("ENERG_LO", "ENERG_HI"), "a table model")
+        spectra = find_table(file, ("SPECTRA",), ("PARAMVAL", "INTPSPEC"), "a table model")
+        check_unit(file.path, energies, "ENERG_LO", "keV")
+        if bool(file.primary.get("REDSHIFT", False)) != (redshift is not None):
+            has = "has a redshift; give its range" if redshift is None else "has no redshift (REDSHIFT = F); leave its range out"
+            raise InputError(f"{path}: the table {has}.")
+        count = int(parameters.header.get("NINTPARM", len(parameters.columns["NAME"])))
         own = [_parameter(parameters, i) for i in range(len(parameters.columns["NAME"]))]
         axes = tuple(Axis(own[i], *_nodes(parameters, i)) for i in range(count))
         grid = _grid(energies)
         table = _spectra(spectra, axes, len(own) - count, len(grid))
         return SpectralTable(grid, axes, table, bool(file.primary.get("ADDMODL", True)), tuple(own[count:]), redshift)
-    except (DiffinvError, KeyError) as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _parameter(table: Table, row: int) -> Parameter:
@@ -88,4 +89,6 @@ def _spectra(table: Table, axes: tuple[Axis, ...], added: int, bins: int) -> tor
         if name not in table.columns or table.columns[name].shape != (len(flat), bins):
             raise InputError(f"SPECTRA needs a column {name} of {bins} values a row.")
         result[number, flat] = table.columns[name]
+    if not np.isfinite(result).all():
+        raise InputError("SPECTRA has values that are not finite; make the table again.")
     return torch.from_numpy(result.reshape(len(names), *shape, bins))

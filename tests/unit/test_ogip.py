@@ -197,6 +197,16 @@ def test_maximum_likelihood_of_an_amplitude_has_its_closed_form() -> None:
         maximum_likelihood(lambda a: -a.sum(), torch.tensor([0.4], dtype=torch.float64), iterations=3)
 
 
+def test_damaged_headers_are_one_line_with_the_name_of_the_file(tmp_path: Path) -> None:
+    counts = {"COUNTS": np.ones(3)}
+    with pytest.raises(InputError, match=r"a.pha: cannot be read as a spectrum \(.*'long'"):
+        read_spectrum(write_pha(tmp_path / "a.pha", counts, EXPOSURE="long"))
+    with pytest.raises(InputError, match=r"a.rmf: cannot be read as an RMF \("):
+        read_rmf(write_rmf(tmp_path / "a.rmf", 1, TLMIN4="one"))
+    with pytest.raises(InputError, match=r"a.arf: Grid: edges must be .*positive and increasing"):
+        read_arf(write_arf(tmp_path / "a.arf", [1.0, 1.0, 1.0], np.array([0.5, 0.6, 0.55, 1.0])))
+
+
 @pytest.mark.parametrize("name", ["9774", "3c273", "source"])
 def test_real_responses_redistribute_each_photon_once(data_folder: Path, name: str) -> None:
     rmf, arf = (read(data_folder / "xray" / f"{name}.{kind}") for read, kind in ((read_rmf, "rmf"), (read_arf, "arf")))

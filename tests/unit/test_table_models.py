@@ -125,6 +125,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     shifted = read_table_model(write(path, REDSHIFT=True), redshift=Z)
     with pytest.raises(DiffinvError, match=r"0.4–9 keV at z = -0.1 to 0.5"):
         TableModel(Grid.of([0.4, 9.0]), shifted)
+    SPECTRA[0, 0, 5], kept = np.nan, SPECTRA[0, 0, 5]
+    write(path)
+    SPECTRA[0, 0, 5] = kept
+    with pytest.raises(InputError, match="a.fits: SPECTRA has values that are not finite"):
+        read_table_model(path)
     path.write_bytes(encode_fits([Plane("PRIMARY", None, {})]))
     with pytest.raises(InputError, match="a.fits: not a table model: it has no table"):
         read_table_model(path)
