@@ -28,7 +28,8 @@ def round_psf(sigma: float = 1.5, ratio: float = 1.0) -> np.ndarray:
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """What instruments give: y, second, var (identity); blur, psf; masked, mask; one_masked, one; sinogram; k, k_mask; counts."""
+    """What instruments give: y, second, var (identity); blur, psf; masked, mask; one_masked, one; sinogram; k, k_mask; counts;
+    speckle."""
     rng = np.random.default_rng(0)
     axis = np.arange(SIZE) - (SIZE - 1) / 2
     x = np.exp(-(axis[:, None] ** 2 + axis**2) / 2 / rng.uniform(1.5, 4, (ROWS, 1, 1)) ** 2)
@@ -41,7 +42,8 @@ def arrays() -> dict[str, np.ndarray]:
     found |= {"masked": (x + noise(0.02)) * mask, "mask": mask, "one_masked": (x + noise(0.02)) * one, "one": one}
     sinogram = Radon(torch.tensor([ANGLES]), (1, SIZE, SIZE), 24)(torch.from_numpy(x[:, None]).float())[:, 0].numpy()
     found |= {"sinogram": sinogram + 0.05 * rng.standard_normal(sinogram.shape)}
-    return found | {"k": k, "k_mask": k_mask, "counts": rng.poisson(50 * (x + 0.1)) / 50 - 0.1}
+    found |= {"k": k, "k_mask": k_mask, "counts": rng.poisson(50 * (x + 0.1)) / 50 - 0.1}
+    return found | {"speckle": (x + 0.1) * rng.gamma(4, 1 / 4, x.shape)}
 
 
 def write_npz(path: Path, data: dict[str, np.ndarray]) -> Path:

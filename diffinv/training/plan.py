@@ -25,7 +25,7 @@ class TrainingPlan:
         validate_every: steps between two looks at the held-out data. patience: looks without progress after which it stops.
         precision: of the networks in training ("no" is that of the weights); averages and validation keep that of the weights.
         trackers: names of trackers known to accelerate, or trackers, beside the JSON lines of the log.
-    Raises: DiffinvError for a number that is not positive or an unknown precision.
+    Raises: DiffinvError for a number out of its range (NaN is out of all) or an unknown precision.
     """
 
     steps: int
@@ -50,6 +50,14 @@ class TrainingPlan:
         for name in ("steps", "batch_size", "warmup", "save_every", "log_every", "validate_every", "patience"):
             if getattr(self, name) < 1:
                 raise DiffinvError(f"TrainingPlan: {name} is {getattr(self, name)}; give 1 or more.")
+        for name in ("learning_rate", "clip", "deadline"):
+            if not getattr(self, name) > 0:
+                raise DiffinvError(f"TrainingPlan: {name} is {getattr(self, name)}; give a number > 0.")
+        for name in ("ema_decay", "multiplier_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DiffinvError(f"TrainingPlan: {name} is {getattr(self, name)}; give a number from 0 to below 1.")
+        if not 0 <= self.final_rate <= 1:
+            raise DiffinvError(f"TrainingPlan: final_rate is {self.final_rate}; give a share, from 0 to 1.")
         if self.precision not in get_args(Precision):
             raise DiffinvError(f"TrainingPlan: precision {self.precision!r}; give one of {', '.join(get_args(Precision))}.")
         if self.multiplier_rate is not None and not self.multiplier_rate > 0:

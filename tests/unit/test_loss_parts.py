@@ -130,6 +130,14 @@ def test_the_step_is_no_smaller_than_float32_can_tell_apart() -> None:
     assert float((along - 1).abs().max()) <= 1 / 64
 
 
+def test_the_step_has_the_size_of_a_share_of_the_noise_whatever_the_direction() -> None:
+    batch, model = measured("poisson", 2), Watched(2)
+    omega = torch.full_like(batch.observation.y, 10.0)
+    FiniteDifference(0.05)(model, batch.data, omega, torch.full((2,), 2.0, dtype=F64))
+    step = model.seen[1].y - model.seen[0].y
+    torch.testing.assert_close(step, torch.full_like(step, 0.1))
+
+
 def test_dropout_that_sleeps_is_no_obstacle() -> None:
     batch, model = measured("gaussian", 2), Watched(2)
     model.dropout = torch.nn.Dropout(0.5)
