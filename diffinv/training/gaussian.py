@@ -15,26 +15,19 @@ for diffusion priors: Rozet, Andry, Lanusse & Louppe 2024, arXiv:2405.13712.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from diffinv.core.checks import DiffinvError, UnsupportedError
 from diffinv.likelihood import Observation
-from diffinv.noise.base import Noise
-from diffinv.noise.correlated import CorrelatedGaussian
 from diffinv.noise.gaussian import Gaussian
-from diffinv.noise.independent import over
-from diffinv.operators.algebra import Compose, Identity, Scaled
-from diffinv.operators.base import Operator
-from diffinv.operators.convolution import Convolution, PeriodicConvolution
 from diffinv.priors.analytic import LOG_2PI, FourierGaussianPrior, LowRankGaussianPrior
 from diffinv.priors.base import Denoiser
 from diffinv.reconstructors.observed import require_diagonal
+from diffinv.reconstructors.spectra import noise_spectrum, transfer_of
 
 
 @dataclass(frozen=True)
@@ -43,83 +36,6 @@ class GaussianFit:
 
     prior: Denoiser
     log_likelihood: tuple[float, ...]
-
-
-@singledispatch
-def transfer_of(operator: Operator) -> Tensor:
-    """Eigenvalues on the Fourier plane of fft2: (1|B, 1|C, H, W), complex128.
-
-    Raises: UnsupportedError for an operator that is no convolution.
-    """
-    raise UnsupportedError(
-        f"fourier_em: {type(operator).__name__} is not diagonal in the DFT; use low_rank_em for masks, or start the expectation "
-        "maximisation from a prior of your own."
-    )
-
-
-@transfer_of.register
-def _(operator: Identity) -> Tensor:
-    return torch.ones(1, 1, *operator.in_shape[-2:], dtype=torch.complex128)
-
-
-@transfer_of.register
-def _(operator: PeriodicConvolution) -> Tensor:
-    return torch.view_as_complex(operator.spectrum.double())
-
-
-@transfer_of.register
-def _(operator: Convolution) -> Tensor:
-    return _on_torus(operator.kernel.double(), operator.size)
-
-
-@transfer_of.register
-def _(operator: Scaled) -> Tensor:
-    return operator.scale.double().reshape(-1, 1, 1, 1) * transfer_of(operator.base)
-
-
-@transfer_of.register
-def _(operator: Compose) -> Tensor:
-    found = transfer_of(operator.operators[0])
-    for part in operator.operators[1:]:
-        found = found * transfer_of(part)
-    return found
-
-
-def _on_torus(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """fft2 of a centred kernel, folded where it is larger than the torus."""
-    rows, columns = kernel.shape[-2:]
-    tiles = [math.ceil(k / n) for k, n in zip((rows, columns), size, strict=True)]
-    canvas = kernel.new_zeros(*kernel.shape[:-2], tiles[0] * size[0], tiles[1] * size[1])
-    canvas[..., :rows, :columns] = kernel
-    canvas = canvas.roll((-(rows // 2), -(columns // 2)), (-2, -1))
-    folded = canvas.unflatten(-1, (tiles[1], size[1])).sum(-2).unflatten(-2, (tiles[0], size[0])).sum(-3)
-    return torch.fft.fft2(folded)
-
-
-@singledispatch
-def noise_spectrum(noise: Noise, shape: tuple[int, ...]) -> Tensor:
-    """Variance a coefficient of the orthonormal fft2 of data (C, H, W): (1|B, 1|C, 1|H, 1|W), float64.
-
-    Raises: UnsupportedError for noise that is not stationary Gaussian without masks.
-    """
-    raise UnsupportedError(f"fourier_em: {type(noise).__name__} is not stationary Gaussian noise; give Gaussian noise.")
-
-
-@noise_spectrum.register
-def _(noise: Gaussian, shape: tuple[int, ...]) -> Tensor:
-    std = over(noise.std, torch.empty(1, *shape, dtype=torch.float64))
-    even = bool((std == std[..., :1, :1]).all())
-    if noise.mask is not None or not even:
-        raise UnsupportedError("fourier_em: the noise differs between pixels, or some are masked; use low_rank_em.")
-    return std[..., :1, :1] ** 2
-
-
-@noise_spectrum.register
-def _(noise: CorrelatedGaussian, shape: tuple[int, ...]) -> Tensor:
-    if tuple(noise.spectrum.shape[-2:]) != tuple(shape[-2:]):
-        raise UnsupportedError("fourier_em: the correlated noise is not periodic; estimate its spectrum on the data's own grid.")
-    flat = noise_spectrum(Gaussian(noise.std, noise.mask), shape)
-    return flat * noise.spectrum.double()
 
 
 @dataclass(frozen=True)

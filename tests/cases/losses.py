@@ -13,6 +13,7 @@ from diffinv.losses.denoisers import Neighbor2Neighbor, Noise2Score
 from diffinv.losses.denoising import DenoisingScoreMatching
 from diffinv.losses.derivative import ForwardMode
 from diffinv.losses.equivariant import EquivariantImaging, MeasurementConsistency, MultiOperatorImaging
+from diffinv.losses.incomplete import Fill, MaskedAmbient, SpectralAmbient
 from diffinv.losses.recorrupted import Recorrupted
 from diffinv.losses.splitting import Noise2Void, RandomHiding, Splitting
 from diffinv.losses.supervised import Noise2Noise, Supervised
@@ -30,7 +31,15 @@ WEIGHT = torch.linspace(0.5, 2, 24, dtype=torch.float64).reshape(1, 2, 3, 4)
 INDEPENDENT = tuple(name for name in EVERY if name != "gaussian_correlated")
 
 LEVELS = LogUniform(0.05, 20.0)
-DENOISERS = ("denoising_score_matching", "ambient", "ambient_sure", "consistency")  # they train D(x, σ), not f(y, A)
+DENOISERS = ("denoising_score_matching", "ambient", "ambient_sure", "consistency", "masked_ambient", "spectral_ambient")
+
+
+def fill() -> Fill:
+    """For images (2, 3, 4): a spectrum, and variances of four rows of which one sees the lowest frequencies alone."""
+    one = torch.ones(1, 2, 3, 4, dtype=torch.float64)
+    lowest = one.clone()
+    lowest[..., 1:, :] = torch.inf
+    return Fill(0.3 * one, 0.7 * one, torch.cat([0.2 * one, 0.5 * one, 0.9 * one, lowest]))
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ CASES: dict[str, Callable[[], LossCase]] = {
     "ambient": lambda: LossCase(Ambient(LEVELS, 1.0), GAUSSIAN),
     "ambient_sure": lambda: LossCase(AmbientSure(LEVELS, 1.0, ForwardMode()), GAUSSIAN),
     "consistency": lambda: LossCase(Consistency(LEVELS, 1.0)),
+    "masked_ambient": lambda: LossCase(MaskedAmbient(LEVELS, 1.0, 0.7), ("gaussian",)),
+    "spectral_ambient": lambda: LossCase(SpectralAmbient(LEVELS, 1.0, fill()), GAUSSIAN),
 }
 
 VARIANTS: dict[str, Callable[[], LossCase]] = {

@@ -19,7 +19,8 @@ from diffinv.operators.border import ZeroBorder
 from diffinv.operators.convolution import Convolution, PeriodicConvolution
 from diffinv.operators.sampling import Mask
 from diffinv.priors.analytic import FourierGaussianPrior, LowRankGaussianPrior
-from diffinv.training.gaussian import fourier_em, low_rank_em, transfer_of
+from diffinv.reconstructors.spectra import transfer_of
+from diffinv.training.gaussian import fourier_em, low_rank_em
 
 F64 = torch.float64
 SHAPE = (2, 8, 6)
