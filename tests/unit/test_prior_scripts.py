@@ -1,0 +1,59 @@
+"""What bench_priors measures with: 0 for the same images, right for Gaussians, and the toys are what they say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import prior_blobs
+import prior_manifold
+import prior_quality
+
+from diffinv.core.rng import Rng
+
+F64 = torch.float64
+
+
+def cloud(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    return shift + Rng.for_draws(seed, range(count), 1).normal(torch.zeros(count, 3, dtype=F64))
+
+
+def test_the_sinkhorn_divergence_of_shifted_clouds_is_half_the_squared_shift() -> None:
+    """½|δ|² = 1.5 · 0.5² for N(0, I) and N(δ, I), of 400 points: their own differences add up to 0.1."""
+    a, b = cloud(400, 0), cloud(400, 0, shift=0.5)
+    assert abs(prior_quality.sinkhorn_divergence(a, b, blur=1e-2)) == pytest.approx(0.375, rel=0.02)
+    assert abs(prior_quality.sinkhorn_divergence(a, a, blur=1e-2)) < 1e-6
+
+
+def test_quality_is_perfect_for_the_images_themselves_and_tells_others() -> None:
+    x = prior_blobs.blobs(64)
+    same = prior_quality.quality(x, x)
+    assert all(value == pytest.approx(0, abs=1e-9) for value in same.values())
+    noisy = prior_quality.quality(x + 0.2 * Rng.for_draws(1, range(64), 1).normal(x), x)
+    assert noisy["power, worst ring, dB"] > 10
+    assert noisy["sliced W1"] > 0
+
+
+def test_blobs_have_the_stated_rms_and_do_not_depend_on_their_number() -> None:
+    x = prior_blobs.blobs(4096)
+    assert float(x.square().mean().sqrt()) == pytest.approx(prior_blobs.RMS, rel=0.02)
+    torch.testing.assert_close(prior_blobs.blobs(3), x[:3])
+
+
+def test_the_network_has_the_stated_size() -> None:
+    count = sum(p.numel() for p in prior_blobs.network(prior_blobs.Size(), 0).parameters())
+    assert 0.75e6 < count < 0.85e6
+
+
+def test_the_curve_is_a_curve_of_unit_spread_and_its_gaussian_has_its_moments() -> None:
+    x = prior_manifold.curve(4000, 0)
+    torch.testing.assert_close(x.square().mean(0), torch.ones(5), rtol=0.1, atol=0)
+    near = torch.cdist(x[:200], x).topk(2, largest=False).values[:, 1]
+    assert float(near.median()) < 0.02  # one dimension: 4,000 points on a length of some 20
+    found = prior_manifold.gaussian(prior_manifold.seen(4000, 0).data.observation)
+    error = found.covariance - torch.cov(x.T)
+    assert float(error.norm() / torch.cov(x.T).norm()) < 0.15
