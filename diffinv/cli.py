@@ -274,6 +274,7 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
         save_samples=config.output.samples,
         max_batch=config.sampler.max_batch,
         identity=config.identity(),
+        held_out=config.sampler.held_out,
         calibration=None if args.calibration is None else load_calibration(args.calibration),
         processes=crew.processes,
     )

@@ -164,7 +164,8 @@ class Calibration(Record):
 def regime_of(record: dict[str, Any], target_fwhm: float) -> RunRegime:
     """The regime of a run from what `run.json` says of it."""
     sampling = record["configuration"]
-    method = json.dumps({**record["method"], "dtype": sampling["dtype"]}, sort_keys=True)
+    more = {"dtype": sampling["dtype"], "held_out": sampling["sampler"].get("held_out")}
+    method = json.dumps({**record["method"], **more}, sort_keys=True)
     return RunRegime(record["weights_sha256"], method, sampling["sampler"]["samples"], target_fwhm)
 
 

@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from diffinv.core.rng import Rng
+from diffinv.data.null_space import error_maps
 from diffinv.data.products import Product, Quality
 from diffinv.data.psf import FWHM_TO_SIGMA
 from diffinv.engine.calibration import MEASURED, on_source
 from diffinv.engine.measure import measure
 from diffinv.uncertainty.coverage import hit_table, order
-from diffinv.uncertainty.hallucination import null_part, wiener_gain
 from diffinv.uncertainty.metrics import aperture_flux, crps, psnr, ring_correlation, ssim
 from diffinv.uncertainty.prior_driven import Rule, high_pass, prior_driven
 from diffinv.uncertainty.ranks import ranks
-from diffinv.uncertainty.second_prior import ring_spectrum
 from diffinv.uncertainty.spread_skill import spread_error_tables
 from diffinv.uncertainty.tarp import distance_ranks, references_near
 
 APERTURE, RING = 1.5, (1.25, 2.5)  # arcsec; cycles an arcsec
 LEVEL, FEWEST_DRAWS = 0.9, 19
 HAS = 0.5  # of a feature's own height, that the truth must have along it to count as having it
+OWN = ("features", "features_flagged", "psf_fwhm", "pit_shape_p", "pit_width_p")
 Row = dict[str, object]
 
 
@@ -65,7 +65,7 @@ def without_truth(product: Product, b: int) -> Row:
     source, quality, table = on_source(product.mean[b]), product.quality[b], product.catalog
     row: Row = {"object_id": product.object_id, "band": product.bands[b]}
     row |= {name: float(table[name][b]) if name in table else math.nan for name in ("sn", "chi2", "chi2_draw", "chi2_p")}
-    row |= {name: float(table[name][b]) if name in table else math.nan for name in ("features", "features_flagged", "psf_fwhm")}
+    row |= {name: float(table[name][b]) if name in table else math.nan for name in OWN}
     driven = (quality & Quality.PRIOR_DRIVEN) != 0
     row |= {"chi2_bad": int(bool((quality & Quality.CHI2_BAD).any())), "prior_driven": float(driven.mean())}
     row["prior_driven_on_source"] = float(driven[source].mean()) if source.any() else math.nan
@@ -113,38 +113,11 @@ def intervals(product: Product, b: int, truth: Tensor) -> Row:
 
 def error_parts(product: Product, b: int, truth: Tensor) -> Row:
     """Share of the squared error of the mean that lies in the null space of the instrument: what no data could have corrected."""
-    gain = soft_gain(product, b)
-    if gain is None:
+    maps = error_maps(product, b, truth[0, 0].numpy())
+    if maps is None:
         return {"error_null_share": math.nan}
-    error = torch.from_numpy(np.asarray(product.mean[b], np.float64)) - truth[0, 0]
-    return {"error_null_share": float(null_part(error, gain).pow(2).sum() / error.pow(2).sum())}
-
-
-def soft_gain(product: Product, b: int) -> Tensor | None:
-    """Wiener gain |ĥ|²S/(|ĥ|²S + σ²) on the product's grid; None without a PSF or noise level.
-
-    ĥ is the transfer of the band's PSF over that of the target's, 0 beyond the Nyquist frequency of the data; S the mean power of
-    the draws (or of the mean) in rings; σ² = σ_data²/r², r the ratio of pixel sizes, the noise a pixel of this grid would have.
-    """
-    exposures = [e for e in product.exposures if e.band == product.bands[b]]
-    noise = float(product.catalog["noise_std"][b]) if "noise_std" in product.catalog else math.nan
-    if not exposures or not noise > 0:
-        return None
-    exposure = exposures[0]
-    scale, data_scale = product.grid.pixel_scale, exposure.grid.pixel_scale
-    frequency = [np.fft.fftfreq(n) / scale for n in product.grid.shape]
-    phases = [
-        np.exp(-2j * np.pi * np.outer(f, (np.arange(s) - (s - 1) / 2) * exposure.psf_scale))
-        for f, s in zip(frequency, exposure.psf.shape, strict=True)
-    ]
-    transfer = phases[0] @ exposure.psf.astype(np.float64) @ phases[1].T
-    square = frequency[0][:, None] ** 2 + frequency[1][None] ** 2
-    gauss = np.exp(-2 * (np.pi * product.provenance.target_fwhm * FWHM_TO_SIGMA) ** 2 * square)
-    seen = (np.abs(frequency[0])[:, None] <= 0.5 / data_scale) & (np.abs(frequency[1])[None] <= 0.5 / data_scale)
-    images = product.mean[b][None] if product.samples is None else product.samples[:, b]
-    ratio = torch.from_numpy(np.where(seen, np.abs(transfer) / np.maximum(gauss, 1e-6), 0.0))
-    variance = torch.tensor((noise * scale / data_scale) ** 2, dtype=torch.float64)
-    return wiener_gain(ratio, ring_spectrum(torch.from_numpy(np.asarray(images, np.float64))), variance)
+    error = np.asarray(product.mean[b], np.float64) - truth[0, 0].numpy()
+    return {"error_null_share": float((maps[1] ** 2).sum() / (error**2).sum())}
 
 
 def draws_against_truth(product: Product, b: int, truth: Tensor, rng: Rng) -> tuple[Row, dict[str, Tensor]]:

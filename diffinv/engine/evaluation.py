@@ -32,6 +32,7 @@ from diffinv.uncertainty.nulls import exchange_test
 from diffinv.uncertainty.ranks import UniformRanks, rank_findings
 
 EXTREME = 0.05
+EXTREMES = {"chi2_p": "predictive χ²", "pit_shape_p": "held-out PIT, shape", "pit_width_p": "held-out PIT, width"}
 SEED = 0x5EED
 NAMES = {"on": "pixels on source", "off": "pixels off source"}
 Truths = Callable[[Product], np.ndarray | None]
@@ -124,7 +125,8 @@ def assemble(cases: Sequence[Case], edges: Sequence[float], damaged: tuple[str, 
     """Tables and tests from the rows of all objects."""
     rows = [case.row for case in cases]
     known = [row for row in rows if "inside_on" in row]
-    findings = [*_predictive(rows), *_rank_tests(cases), *_exchange_tests(cases)]
+    findings = [f for name, diagnostic in EXTREMES.items() for f in _extremes(rows, name, diagnostic)]
+    findings += [*_rank_tests(cases), *_exchange_tests(cases)]
     tables = (coverage_table(known, edges), spread_table(known, edges), flag_table(rows, edges))
     return Evaluation(tuple(rows), *map(tuple, tables), tuple(findings), damaged)
 
@@ -165,16 +167,16 @@ def flag_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
         yield row
 
 
-def _predictive(rows: Sequence[Row]) -> list[Finding]:
+def _extremes(rows: Sequence[Row], name: str, diagnostic: str) -> list[Finding]:
     """How many objects' data are extreme at 5 % among data sets of their draws, against Bin(N, 0.05)."""
-    p = np.array([float(row["chi2_p"]) for row in rows])
+    p = np.array([float(row[name]) for row in rows])
     p = p[np.isfinite(p)]
     if not len(p):
         return []
     count, null = int((p <= EXTREME).sum()), binom(len(p), EXTREME)
     band = (float(null.ppf(0.025)) / len(p), float(null.ppf(0.975)) / len(p))
     tail = float(null.sf(count - 1))
-    return [Finding("predictive χ²", "objects with p ≤ 0.05", count / len(p), band, tail, len(p), 1)]
+    return [Finding(diagnostic, "objects with p ≤ 0.05", count / len(p), band, tail, len(p), 1)]
 
 
 def _rank_tests(cases: Sequence[Case]) -> list[Finding]:

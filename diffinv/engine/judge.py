@@ -18,7 +18,8 @@ from diffinv.data.forward import Field
 from diffinv.data.observation import Band
 from diffinv.data.psf import FWHM_TO_SIGMA
 from diffinv.likelihood import Likelihood
-from diffinv.uncertainty.nulls import two_sided
+from diffinv.uncertainty.held_out import likelihood_tables
+from diffinv.uncertainty.nulls import two_sided, upper_tail
 from diffinv.uncertainty.predictive import predictive_table
 from diffinv.uncertainty.prior_driven import Feature, Rule, prior_driven
 from diffinv.uncertainty.second_prior import SecondPrior
@@ -33,8 +34,8 @@ class Judgement:
     signal_to_noise: of the data, √(Σ y²/σ² − m) over m good data, 0 where there is less than noise. chi2_draw: whitened χ² a good
     datum of one draw chosen at random. chi2_p: its p-value among data sets drawn from it, two-sided. features: of every band.
     flagged: (C, H, W) bool, pixels of features that are `PRIOR_DRIVEN`, on the output grid. psf_fwhm: arcsec, of the sharpest
-    exposure. data_scale: arcsec a data pixel of it. noise_std: median σ of a good data pixel. correlated: whether
-    its noise is.
+    exposure. data_scale: arcsec a data pixel of it. noise_std: median σ of a good data pixel. correlated: whether its noise
+    is. pit_shape_p, pit_width_p: p-values of the PIT of held-out data, NaN where none were.
     """
 
     signal_to_noise: float
@@ -46,6 +47,8 @@ class Judgement:
     data_scale: float
     noise_std: float
     correlated: bool
+    pit_shape_p: float = float("nan")
+    pit_width_p: float = float("nan")
 
 
 def signal_to_noise(likelihood: Likelihood) -> float:
@@ -55,8 +58,11 @@ def signal_to_noise(likelihood: Likelihood) -> float:
     return max(power - sum(float(n.sum()) for n in likelihood.good()), 0.0) ** 0.5
 
 
-def judge(field: Field, samples: Tensor, exposures: Sequence[Band], seed: int) -> Judgement:
-    """The judgement of draws (M, C, H, W) on the canvas, in the image's unit. seed: of the object."""
+def judge(field: Field, samples: Tensor, exposures: Sequence[Band], seed: int, held: Likelihood | None = None) -> Judgement:
+    """The judgement of draws (M, C, H, W) on the canvas, in the image's unit.
+
+    Arguments: exposures: the data. seed: of the object. held: data that no draw has seen, or None.
+    """
     likelihood, sharpest = field.likelihood, min(exposures, key=_fwhm)
     noise_std = float(np.median(sharpest.variance[sharpest.good])) ** 0.5 if sharpest.good.any() else float("nan")
     regime = (_fwhm(sharpest), sharpest.grid.pixel_scale, noise_std, sharpest.noise_correlation is not None)
@@ -66,7 +72,17 @@ def judge(field: Field, samples: Tensor, exposures: Sequence[Band], seed: int) -
     table = predictive_table(likelihood, samples[None], Rng.for_draws(seed, [0], 1), replicates=REPLICATES)
     outcome = two_sided(table[:, 0], table[:, 1:])
     features, flagged = find_features(field, samples, exposures)
-    return Judgement(signal_to_noise(likelihood), float(table[0, 0]), float(outcome.p_value[0]), features, flagged, *regime)
+    fit = (signal_to_noise(likelihood), float(table[0, 0]), float(outcome.p_value[0]))
+    return Judgement(*fit, features, flagged, *regime, *_held_out(held, samples, seed))
+
+
+def _held_out(held: Likelihood | None, samples: Tensor, seed: int) -> tuple[float, ...]:
+    """p-values of shape (large) and width (two-sided) of the PIT among the replicates, at least 1/(M + 1); NaN without data."""
+    if held is None:
+        return (float("nan"),) * 2
+    shape, width = likelihood_tables(held, samples[None], Rng.for_draws(seed, [2], 1))
+    outcomes = upper_tail(shape[:, 0], shape[:, 1:]), two_sided(width[:, 0], width[:, 1:])
+    return tuple(float(outcome.p_value[0]) for outcome in outcomes)
 
 
 def find_features(field: Field, samples: Tensor, exposures: Sequence[Band]) -> tuple[tuple[tuple[Feature, ...], ...], np.ndarray]:
@@ -123,6 +139,8 @@ def known_columns(judgements: Sequence[tuple[Judgement, int]]) -> dict[str, np.n
         "correlated": np.array([int(j.correlated) for j, _ in rows]),
         "chi2_draw": np.array([j.chi2_draw for j, _ in rows]),
         "chi2_p": np.array([j.chi2_p for j, _ in rows]),
+        "pit_shape_p": np.array([j.pit_shape_p for j, _ in rows]),
+        "pit_width_p": np.array([j.pit_width_p for j, _ in rows]),
         "features": np.array([len(clear(j.features[k])) for j, k in rows]),
         "features_flagged": np.array([sum(f.prior_driven for f in j.features[k]) for j, k in rows]),
     }

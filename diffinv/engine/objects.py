@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffinv.core.batched import collate
 from diffinv.core.checks import ConfigError, InputError, ShapeError
+from diffinv.core.rng import Rng
 from diffinv.data.fits import Plane
 from diffinv.data.forward import Field, build_field
 from diffinv.data.grids import SkyGrid, output_grid
@@ -31,7 +32,9 @@ from diffinv.engine.measure import catalog
 from diffinv.engine.memory import rows_that_fit
 from diffinv.engine.methods import describe_method
 from diffinv.engine.reconstruct import Result, field_prior, reconstruct
+from diffinv.likelihood import Likelihood
 from diffinv.priors.store import Prior
+from diffinv.uncertainty.held_out import split_likelihood
 from diffinv.uncertainty.quantiles import quantile
 
 GREY = ("grey",)
@@ -42,11 +45,12 @@ INFORMED = 0.5 * math.log(2)  # nats: the data have removed half of the prior's 
 
 @dataclass(frozen=True, eq=False)
 class Channel:
-    """What one call of the prior answers: its bands, their exposures and the field."""
+    """What one call of the prior answers: its bands, their exposures and the field. held: data that judge it, or None."""
 
     names: tuple[str, ...]
     exposures: tuple[Band, ...]
     field: Field
+    held: Likelihood | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +137,22 @@ def _overhang(native: SkyGrid, grid: SkyGrid) -> int:
     return max(0, math.ceil(excess - 1e-6))
 
 
+def channel_seed(seed: int, channel: Channel) -> int:
+    """Of what is drawn for one channel of an object beside its posterior."""
+    return seed ^ stable_hash("+".join(channel.names))
+
+
+def split_channel(channel: Channel, seed: int, share: float) -> Channel:
+    """The channel with this share of its data's information held out.
+
+    Raises: UnsupportedError where the noise cannot be split.
+    """
+    kept, held = split_likelihood(channel.field.likelihood, Rng.for_draws(channel_seed(seed, channel), [1], 1), share=1 - share)
+    note = f"{'+'.join(channel.names)}: draws see {1 - share:.0%} of the information of the data, the rest judges them"
+    field = replace(channel.field, likelihood=kept, notes=(*channel.field.notes, note))
+    return replace(channel, field=field, held=held)
+
+
 def rows_of(channels: Sequence[Channel], prior: Prior, processes: int = 1) -> int:
     """Rows (images × draws) that fit into memory at once, in each of so many processes, whichever channel is sampled."""
     device = next(prior.parameters()).device
@@ -208,7 +228,7 @@ def _answer(channel: Channel, result: Result, row: int, target_fwhm: float | Non
         data=int(sum(int(n.sum()) for n in field.likelihood.good())),
         calls=result.network_calls,
         indefinite=result.indefinite,
-        judgement=judge(field, samples, channel.exposures, seed ^ stable_hash("+".join(channel.names))),
+        judgement=judge(field, samples, channel.exposures, channel_seed(seed, channel), channel.held),
     )
 
 

@@ -39,6 +39,7 @@ from diffinv.engine.objects import (
     make_provenance,
     object_seed,
     rows_of,
+    split_channel,
 )
 from diffinv.priors.store import Prior
 
@@ -50,6 +51,7 @@ class Plan:
     options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
     None. save_samples: keep the draws. max_batch: rows at once, None for as many as fit beside the run's other `processes`.
     identity: the configuration that decides the numbers. calibration: applied to products of data like its simulations.
+    held_out: share of the data's information that judges draws from the rest, or None.
     """
 
     options: InputOptions
@@ -63,6 +65,7 @@ class Plan:
     identity: dict[str, Any]
     processes: int = 1
     calibration: Calibration | None = None
+    held_out: float | None = None
 
 
 def prepare(out: Path) -> None:
@@ -170,6 +173,8 @@ class Run:
             raise DiffinvError(f"{entry.path}: changed while the run was about to read it; it is read again.")
         channels = build_channels(observation, self.prior, margin=plan.margin)
         seed = object_seed(plan.seed, entry.object_id)
+        if plan.held_out is not None:
+            channels = tuple(split_channel(c, seed, plan.held_out) for c in channels)
         answers = self._answers(channels, seed, report)
         provenance = make_provenance(
             answers,

@@ -22,7 +22,9 @@ def render_evaluation(found: Mapping) -> str:
         _coverage(found["coverage"]),
         _spread(found["spread"]),
         *(_ranks(f) for f in found["findings"] if f["record"] == "RankFinding"),
-        _p_values(rows),
+        _p_values(rows, "chi2_p", "predictive χ²"),
+        _p_values(rows, "pit_shape_p", "held-out PIT, shape"),
+        _p_values(rows, "pit_width_p", "held-out PIT, width"),
         _scatter(rows, "information_on_source", "data-informativeness on the source, nats a pixel"),
         _scatter(rows, "error_null_share", "share of the squared error in the null space"),
         _scatter(rows, "prior_driven_on_source", "share of the source flagged PRIOR_DRIVEN"),
@@ -80,16 +82,14 @@ def _ranks(finding: Mapping) -> str:
     return axes.draw(axes.band(x, curves[1], curves[2]), axes.level(0.0), axes.curve(x, curves[0]))
 
 
-def _p_values(rows: Sequence[Mapping]) -> str:
-    p = [_number(row["chi2_p"]) for row in rows]
+def _p_values(rows: Sequence[Mapping], name: str, test: str) -> str:
+    p = [_number(row.get(name)) for row in rows]
     p = [v for v in p if math.isfinite(v)]
     if not p:
         return ""
     counts = [sum(min(int(v * P_BINS), P_BINS - 1) == k for v in p) for k in range(P_BINS)]
     top = max(*counts, 2 * len(p) / P_BINS)
-    axes = Axes(
-        "predictive χ²: p-values of all objects, uniform if the model holds", (0, 1), (0, top), FRACTIONS, [(top, f"{top:g}")]
-    )
+    axes = Axes(f"{test}: p-values of all objects, uniform if the model holds", (0, 1), (0, top), FRACTIONS, [(top, f"{top:g}")])
     return axes.draw(axes.bars([k / P_BINS for k in range(P_BINS + 1)], counts), axes.level(len(p) / P_BINS))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from diffinv.config import Count, Device, Field, Names, Number, Positive, PositiveList, Section, Seed
+from diffinv.config import Count, Device, Field, Names, Number, Positive, PositiveList, Section, Seed, Share
 
 
 class PriorSection(Section):
@@ -42,12 +42,14 @@ class GuidanceSection(Section):
 
 
 class SamplerSection(Section):
-    """How draws are made; without a name or steps, the choice of `diffinv.reconstruct`."""
+    """How draws are made; without a name or steps, the choice of `diffinv.reconstruct`. held_out: share of the information of the
+    data that no draw sees, and that judges the draws; without it draws see all."""
 
     name: str | None = None
     steps: Count | None = None
     samples: Annotated[int, Field(ge=2, le=100_000)] = 32
     seed: Seed = 0
+    held_out: Share | None = None
     max_batch: Count | None = None
     guidance: GuidanceSection = GuidanceSection()
 
@@ -74,7 +76,8 @@ class SampleConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of a product, as plain values: everything but the device and the batch size."""
-        return self.model_dump(mode="json", exclude={"device": True, "sampler": {"max_batch"}})
+        unset = {"held_out"} if self.sampler.held_out is None else set()
+        return self.model_dump(mode="json", exclude={"device": True, "sampler": {"max_batch", *unset}})
 
 
 class SimulateSection(Section):

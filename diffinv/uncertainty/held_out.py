@@ -24,8 +24,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from diffinv.core.checks import UnsupportedError
 from diffinv.core.rng import Rng
-from diffinv.likelihood import Observation
+from diffinv.likelihood import Joint, Likelihood, Observation
 from diffinv.uncertainty.coverage import item_ranks
 from diffinv.uncertainty.finding import Finding
 from diffinv.uncertainty.nulls import (
@@ -49,6 +50,24 @@ def split_observation(observation: Observation, rng: Rng, *, share: float) -> tu
     """
     (y1, noise1), (y2, noise2) = observation.noise.split(observation.y, rng, share=share)
     return replace(observation, y=y1, noise=noise1), replace(observation, y=y2, noise=noise2)
+
+
+def split_likelihood(likelihood: Likelihood, rng: Rng, *, share: float) -> tuple[Likelihood, Likelihood]:
+    """`split_observation` of every part of one. Raises: UnsupportedError for noise that cannot be split, or without data."""
+    if isinstance(likelihood, Observation):
+        return split_observation(likelihood, rng, share=share)
+    if isinstance(likelihood, Joint):
+        pairs = [split_likelihood(part, rng.spawn(k), share=share) for k, part in enumerate(likelihood.parts)]
+        return Joint(tuple(p[0] for p in pairs)), Joint(tuple(p[1] for p in pairs))
+    raise UnsupportedError(f"split_likelihood: {type(likelihood).__name__} has no data to hold out.")
+
+
+def likelihood_tables(held: Likelihood, samples: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+    """`held_out_tables`, the mean over the parts of a joint likelihood: two (N, M + 1)."""
+    if isinstance(held, Joint):
+        tables = [likelihood_tables(part, samples, rng.spawn(k)) for k, part in enumerate(held.parts)]
+        return tuple(torch.stack(each).mean(0) for each in zip(*tables, strict=True))
+    return held_out_tables(held, samples, rng)
 
 
 def predictions(held: Observation, samples: Tensor, rng: Rng) -> Tensor:

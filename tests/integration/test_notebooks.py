@@ -23,6 +23,7 @@ SAYS = {  # what each prints
     "first_posterior": "intervals hold the truth",
     "which_sampler": "ancestral: std ratio",
     "learning_from_measurements": "refused: Shifts adds nothing",
+    "hallucination": "stripes: S/N in the data",
 }
 TINY = {"DIFFINV_NOTEBOOK_DRAWS": "2", "DIFFINV_NOTEBOOK_STEPS": "4", "DIFFINV_NOTEBOOK_IMAGES": "96"}
 

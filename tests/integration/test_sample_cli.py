@@ -54,7 +54,19 @@ def test_a_file_becomes_a_product_and_a_report(tmp_path: Path, prior: Path, caps
     assert product.information.shape == product.mean.shape
     percentiles = ("", "_std", "_q05", "_q16", "_q50", "_q84", "_q95")
     measured = [name + suffix for name in ("flux", "size", "e1", "e2") for suffix in percentiles]
-    judged = ["sn", "psf_fwhm", "data_scale", "noise_std", "correlated", "chi2_draw", "chi2_p", "features", "features_flagged"]
+    judged = [
+        "sn",
+        "psf_fwhm",
+        "data_scale",
+        "noise_std",
+        "correlated",
+        "chi2_draw",
+        "chi2_p",
+        "pit_shape_p",
+        "pit_width_p",
+        "features",
+        "features_flagged",
+    ]
     assert list(product.catalog) == ["band", *measured, "chi2", *judged]
     record = json.loads((out / "run.json").read_text())
     assert record["configuration"]["sampler"]["samples"] == 20

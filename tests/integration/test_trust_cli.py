@@ -17,7 +17,7 @@ from diffinv.engine.calibration import load_calibration
 from diffinv.engine.mocks import sky_cards
 from tests.small import band_planes, blob, write_prior
 
-OBJECTS = 12
+OBJECTS = 10
 SAMPLER = ("sampler.samples=20", "sampler.steps=4", "sampler.guidance.iterations=2")
 CONFIG = """
 simulate: {survey: lsst, bands: [i], count: %d, seed: 7}
@@ -157,6 +157,21 @@ def test_an_evaluation_without_truth_judges_fit_and_flags_alone(prior: Path, tmp
     assert main(["evaluate", str(tmp_path / "out"), "--truth", str(tmp_path / "truth")]) == 0
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["with_truth"] == 1
+
+
+def test_held_out_data_judge_draws_of_the_rest(prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        write_simulated(tmp_path / "in" / f"{number}.fits", number)
+    assert sample(tmp_path / "in", tmp_path / "out", prior, "--set", "sampler.held_out=0.5") == 0
+    product = products(tmp_path / "out")["0"]
+    assert 1 / 21 - 1e-9 <= product.catalog["pit_shape_p"][0] <= 1 and 2 / 21 - 1e-9 <= product.catalog["pit_width_p"][0] <= 1
+    assert any("draws see 50% of the information" in note for note in product.notes)
+    assert main(["evaluate", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {"held-out PIT, shape", "held-out PIT, width"} <= {f["diagnostic"] for f in found["findings"]}
+    capsys.readouterr()
+    assert sample(tmp_path / "in", tmp_path / "out", prior) == 2
+    assert "held_out" in capsys.readouterr().err
 
 
 def test_wrong_uses_are_told_in_a_line(prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
