@@ -32,7 +32,7 @@ from diffinv.sections import terms as t
 from diffinv.sections import train as s
 from diffinv.training.measured import Columns, MeasuredRows
 from diffinv.training.plan import TrainingPlan
-from diffinv.training.sources import Measured, Source
+from diffinv.training.sources import Measured, Source, Subset
 
 _COMPLEX = s.FourierOperator | s.VisibilitiesOperator
 
@@ -150,10 +150,13 @@ def _check_together(loaded: Loaded[s.TrainConfig]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def measurements(loaded: Loaded[s.TrainConfig], folder: Path) -> tuple[Source, str, dict[str, Any]]:
-    """The measurements, their unit, and what was found in them."""
+def measurements(loaded: Loaded[s.TrainConfig], folder: Path, *, leave_out: bool = False) -> tuple[Source, str, dict[str, Any]]:
+    """The measurements, their unit, and what was found in them.
+
+    leave_out: rows and files without a good datum are left out, and counted in what was found; else they are errors.
+    """
     config, data = loaded.config, loaded.config.data
-    unit = ""
+    unit, empty = "", []
     if data.callable is not None:
         made = _call(loaded.where("data.callable"), data.callable, folder)
         if isinstance(made, Source | MeasuredBatch):
@@ -173,17 +176,19 @@ def measurements(loaded: Loaded[s.TrainConfig], folder: Path) -> tuple[Source, s
     else:
         extra = tuple(name for name in (data.x, data.second) if name is not None)
         hdu = int(data.y) if data.y is not None and data.y.isdigit() else data.y
-        rows, unit = open_fits_rows(data.path, InputOptions(hdu=hdu), extra)
+        rows, unit = open_fits_rows(data.path, InputOptions(hdu=hdu), extra, empty=empty if leave_out else None)
     try:
-        source, facts = _measured(config, rows)
+        source, facts = _measured(config, rows, leave_out)
     except InputError:
         raise
     except DiffinvError as error:
         raise type(error)(f"{rows.path}: {error}") from error
+    if empty:
+        facts["left out"] = f"{len(empty)} files without a good pixel, {empty[0]} first"
     return source, unit, facts
 
 
-def _measured(config: s.TrainConfig, rows: Rows) -> tuple[Source, dict[str, Any]]:
+def _measured(config: s.TrainConfig, rows: Rows, leave_out: bool) -> tuple[Source, dict[str, Any]]:
     data = config.data
     fits = "good" in rows.columns and data.path is not None and data.path.suffix.lower() not in SUFFIXES
     own = lambda name: name if name in rows.columns else None
@@ -202,15 +207,21 @@ def _measured(config: s.TrainConfig, rows: Rows) -> tuple[Source, dict[str, Any]
         raise InputError(f"{rows.path}: the data have no PSF; add PSF extensions, or give operator.psf.")
     source = MeasuredRows(rows, columns, instrument(config.operator), lambda f: UnknownLevel(f.good))
     facts: dict[str, Any] = {"arrays": {name: list(c.shape) for name, c in sorted(rows.columns.items())}}
+    kept = source.usable() if leave_out else torch.arange(len(source))
+    if not len(kept):
+        raise InputError(f"{rows.path}: none of its {len(source)} rows has a good datum; look at masks and variances.")
+    if len(kept) < len(source):
+        facts["left out"] = f"{len(source) - len(kept)} rows without a good datum"
+    chosen = lambda found: found if len(kept) == len(found) else Subset(found, kept)
     if isinstance(config.noise, s.GaussianNoise) and config.noise.std == "auto":
-        std, method = noise_std(source)
+        std, method = noise_std(chosen(source))
         facts["noise"] = {"std": [float(v) for v in std], "from": method}
         model = white(std)
     elif isinstance(config.noise, s.GaussianNoise) and config.noise.std == "data" and columns.variance is None:
         raise InputError(f"{rows.path}: the data have no variance; add VAR or ERR extensions, or give noise.std.")
     else:
         model = noise_model(config.noise)
-    return MeasuredRows(rows, columns, source.operator, model), facts
+    return chosen(MeasuredRows(rows, columns, source.operator, model)), facts
 
 
 def _arrays(where: str, made: Mapping[str, Any]) -> dict[str, Column]:

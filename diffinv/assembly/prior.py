@@ -71,7 +71,8 @@ def _data(
     """A source of measurements; images without an operator and noise are seen as they are, with noise of unknown level."""
     operator = s.IdentityOperator(kind="identity") if operator is None else operator
     noise = s.UnknownNoise(kind="unknown") if noise is None else noise
-    source, _, facts = measurements(Loaded(SimpleNamespace(data=data, operator=operator, noise=noise), loaded.places), folder)
+    sections = SimpleNamespace(data=data, operator=operator, noise=noise)
+    source, _, facts = measurements(Loaded(sections, loaded.places), folder, leave_out=True)
     return source, facts
 
 

@@ -25,13 +25,17 @@ KEPT = 2**30
 _SHOWN = 20
 
 
+class EmptyImage(InputError):
+    """A file without a good pixel."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Shelf:
-    """The files, and the arrays of those that are kept in memory."""
+    """The files that are rows, in their order, and the arrays of those that are kept in memory."""
 
-    paths: tuple[Path, ...]
     options: InputOptions
     extra: tuple[str, ...]
+    paths: list[Path] = field(default_factory=list)
     kept: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def row(self, number: int) -> dict[str, np.ndarray]:
@@ -39,10 +43,13 @@ class _Shelf:
         return _read_row(self.paths[number], self.options, self.extra)[0] if known is None else known
 
 
-def open_fits_rows(source: Path, options: InputOptions, extra: Sequence[str] = ()) -> tuple[Rows, str]:
+def open_fits_rows(
+    source: Path, options: InputOptions, extra: Sequence[str] = (), *, empty: list[Path] | None = None
+) -> tuple[Rows, str]:
     """The rows of a directory or a catalogue, and their BUNIT ("" if they have none).
 
     Arguments: source. options: what the files do not say themselves. extra: names of further extensions that hold images.
+    empty: takes the files without a good pixel, which are then left out; None: they are errors.
     Raises: InputError with a line for each bad file (the first 20).
     """
     entries = find_objects(source)
@@ -51,22 +58,28 @@ def open_fits_rows(source: Path, options: InputOptions, extra: Sequence[str] = (
     paths = tuple(entry.path for entry in entries)
     if not paths:
         raise InputError(f"{source}: no FITS files to learn from; give a directory of them, a catalogue, or an array file.")
-    shelf = _Shelf(paths, options, tuple(extra))
+    shelf = _Shelf(options, tuple(extra))
     first: tuple[dict, tuple[str, ...]] | None = None
     stamps, size, problems = (0, 0), 0, []
-    for number, path in enumerate(paths):
+    for path in paths:
         try:
             arrays, labels = _read_row(path, options, shelf.extra)
             first = (arrays, labels) if first is None else first
-            _check_alike(path, arrays, labels, paths[0], *first)
+            _check_alike(path, arrays, labels, shelf.paths[0] if shelf.paths else path, *first)
         except InputError as error:
+            if empty is not None and isinstance(error, EmptyImage):
+                empty.append(path)
+                continue
             problems.append(str(error) if str(error).startswith(str(path)) else f"{path}: {error}")
             continue
         if "psf" in arrays:
             stamps = tuple(max(n, m) for n, m in zip(stamps, arrays["psf"].shape[-2:], strict=True))
         size += sum(a.nbytes for a in arrays.values())
         if size <= KEPT:
-            shelf.kept[number] = arrays
+            shelf.kept[len(shelf.paths)] = arrays
+        shelf.paths.append(path)
+    if not shelf.paths and not problems:
+        raise InputError(f"{source}: none of its {len(paths)} files has a good pixel; look at their flags and variances.")
     if problems:
         more = [f"{source}: and {len(problems) - _SHOWN} more bad files"] if len(problems) > _SHOWN else []
         raise InputError("\n".join([*problems[:_SHOWN], *more]))
@@ -98,7 +111,7 @@ def _read_row(path: Path, options: InputOptions, extra: Sequence[str]) -> tuple[
     arrays = {"y": np.stack([b.image for b in bands]).astype(np.float32)}
     good = np.stack([_good(band) for band in bands])
     if not good.any():
-        raise InputError(f"{path}: no good pixel (flagged, not finite, or variance ≤ 0); leave the file out.")
+        raise EmptyImage(f"{path}: no good pixel (flagged, not finite, or variance ≤ 0); leave the file out.")
     arrays["good"] = good
     if all(band.variance is not None for band in bands):
         arrays["variance"] = np.stack([b.variance for b in bands]).astype(np.float64)

@@ -25,6 +25,8 @@ from diffinv.operators.base import LinearOperator
 from diffinv.reconstructors.units import observation_in_units
 from diffinv.training.sources import Source
 
+_CHUNK = 256  # rows read at once when all are looked at
+
 
 @dataclass(frozen=True, eq=False)
 class Fields(Batched):
@@ -145,11 +147,7 @@ class MeasuredRows(Source):
         y = self._values(name, number)
         variance = self._optional(self.columns.variance, number)
         mask = self._optional(self.columns.mask, number)
-        good = np.isfinite(y)
-        if variance is not None:
-            good &= np.isfinite(variance) & (variance > 0)
-        if mask is not None:
-            good &= (mask != 0) & np.isfinite(mask)
+        good = _good(y, variance, mask)
         empty = ~good.reshape(len(good), -1).any(1)
         if empty.any():
             raise InputError(
@@ -167,6 +165,15 @@ class MeasuredRows(Source):
             self._truth(number),
             self._baselines(number),
         )
+
+    def usable(self) -> Tensor:
+        """Numbers of the rows that have a good datum: (n,), int64."""
+        found = []
+        for number in np.array_split(np.arange(len(self)), max(1, len(self) // _CHUNK)):
+            y = self._values(self.columns.y, number)
+            variance, mask = (self._optional(name, number) for name in (self.columns.variance, self.columns.mask))
+            found.append(number[_good(y, variance, mask).reshape(len(number), -1).any(1)])
+        return torch.from_numpy(np.concatenate(found))
 
     def _inner(self, name: str) -> int:
         """Axes of a row's data without channels."""
@@ -222,6 +229,16 @@ class MeasuredRows(Source):
         if not np.isfinite(x).all():
             raise InputError(f"{self.rows.path}: array {self.columns.x!r} has NaN or infinite values; true images have none.")
         return torch.from_numpy(x.astype(np.float32))
+
+
+def _good(y: np.ndarray, variance: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
+    """Where data are finite, of a finite variance > 0 and not masked."""
+    good = np.isfinite(y)
+    if variance is not None:
+        good &= np.isfinite(variance) & (variance > 0)
+    if mask is not None:
+        good &= (mask != 0) & np.isfinite(mask)
+    return good
 
 
 def check_kernels(owner: str, stamps: np.ndarray) -> None:

@@ -149,6 +149,35 @@ def test_files_of_other_shapes_or_bands_are_named(tmp_path: Path, data: dict[str
         assert words in said
 
 
+def test_images_without_a_good_pixel_are_left_out_and_counted(tmp_path: Path, data: dict[str, Path], capsys) -> None:
+    found = arrays()
+    y = found["masked"][:24].copy()
+    y[[3, 7, 20]] = np.nan
+    path = write_npz(tmp_path / "some.npz", {"y": y, "mask": found["mask"][:24]})
+    assert run(tmp_path, tiny("masked", data | {"masked": path})) == 0
+    said = capsys.readouterr().err
+    assert "left out: 3 rows without a good datum" in said
+    assert "held out; images (1, 16, 16)" in said
+    folder = write_cubes(tmp_path / "cubes")
+    write_cubes(folder, 2, name="blank")
+    for name in ("blank000.fits", "blank001.fits"):
+        cube = np.full((3, SIZE, SIZE), np.nan, np.float32)
+        header = {"BAND1": "g", "BAND2": "r", "BAND3": "i", "BUNIT": "nJy"}
+        (folder / name).write_bytes(encode_fits([Plane("PRIMARY", cube, header)]))
+    reset_accelerate()
+    config = write_yaml(tmp_path / "clean.yaml", tiny("clean", data | {"clean": folder}))
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "clean")]) == 0
+    said = capsys.readouterr().err
+    assert "left out: 2 files without a good pixel" in said
+    assert "blank000.fits first" in said
+
+
+def test_a_folder_of_blank_images_is_refused(tmp_path: Path, data: dict[str, Path], capsys) -> None:
+    path = write_npz(tmp_path / "none.npz", {"y": np.full((8, SIZE, SIZE), np.nan), "mask": np.ones((8, SIZE, SIZE), bool)})
+    assert run(tmp_path, tiny("masked", data | {"masked": path})) == 2
+    assert "none of its 8 rows has a good datum" in capsys.readouterr().err
+
+
 REFUSED = {
     "prior.bands names grey": ("clean", {"prior": {"bands": ["grey"]}}),
     "clean images have none": ("clean", {"noise": {"kind": "gaussian", "std": 0.1}}),
