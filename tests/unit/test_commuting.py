@@ -78,3 +78,11 @@ def test_a_pair_that_does_not_is_accepted(name: str) -> None:
 def test_data_that_are_missing_count_as_a_mask() -> None:
     good = half().mask
     assert commutator(seen(Identity((1, *SIZE)), good), Shifts(3)) == pytest.approx(commutator(seen(half()), Shifts(3)))
+
+
+def test_one_row_of_another_instrument_is_enough_to_move_something() -> None:
+    kernels = torch.stack([torch.from_numpy(round_psf(1.5, ratio)) for ratio in (1.0, 0.8)])[:, None]
+    both = Observation(torch.zeros(2, 1, *SIZE), Convolution(kernels, 1, SIZE, ZeroBorder()), Gaussian(torch.tensor([0.1])))
+    check_moves(both, QuarterTurns())
+    with pytest.raises(UnsupportedError, match="border apart"):
+        check_moves(both.select([0]), QuarterTurns())

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffinv.core.checks import DiffinvError, UnsupportedError
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Flat, Joint, Observation
-from diffinv.losses.identifiability import Identifiability, check_group_helps, identifiability, require_identifiable
+from diffinv.losses.identifiability import Identifiability, Spectrum, check_group_helps, identifiability, require_identifiable
 from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.poisson import Poisson
 from diffinv.operators.algebra import Diagonal, Identity
@@ -288,3 +288,11 @@ def test_what_has_no_spectrum_is_refused(source, options: dict[str, float], erro
 def test_single_precision_operators_are_tested_in_double() -> None:
     found = examine(Diagonal(torch.full((1, *SHAPE), 0.5)), None)
     assert found.spectrum.values.dtype == torch.float64 and found.seen == 1
+
+
+def test_a_gain_within_two_standard_errors_is_none() -> None:
+    share = lambda seen: Spectrum(torch.tensor([2.0, 0.5]), torch.tensor([seen, 1 - seen]))
+    found = lambda error: Identifiability(share(0.54), share(0.5), torch.zeros(1, 4, 4), 0.3, error, "Flips", 4)
+    check_group_helps(found(0.01))
+    with pytest.raises(UnsupportedError, match="bring nothing unseen above the noise"):
+        check_group_helps(found(0.03))
