@@ -125,16 +125,18 @@ def _learn(job: Job, out: Path, *, resume: bool, new_run: bool, say: Callable[[s
     tell(f"{len(train)} rows to learn from, {0 if held is None else len(held)} held out; images {tuple(shape)}")
     tell(f"scale {scale:.6g} {job.unit}".rstrip() + (" (rms of the back-projected images)" if job.scale is None else ""))
     rehearse(model, loss, source, job.plan.precision)
+    plan = job.plan
+    if job.multipliers:
+        plan = replace(plan, multiplier_rate=plan.multiplier_rate * levels.start)
+    trainer = Trainer(model, loss, source, plan, out, validation)
+    trainer.check()
     record = {"configuration": job.identity, "found": {**job.facts, "scale": scale, **_known(job.source)}}
     before = _recorded(out, record, resume=resume, new_run=new_run)
     sight = before["identifiability"] if before else _inspect(job, source, scale, out if main else None)
     tell(sight)
     record["identifiability"] = sight
-    plan = job.plan
-    if job.multipliers:
-        plan = replace(plan, multiplier_rate=plan.multiplier_rate * levels.start)
     write = (lambda: _write_record(out, record)) if main else lambda: None
-    trained = Trainer(model, loss, source, plan, out, validation).run(resume=resume, started=write)
+    trained = trainer.run(resume=resume, started=write)
     if main:
         tell(_last_line(out))
         training = {**record, "validation": _last_look(out)}

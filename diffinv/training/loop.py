@@ -74,6 +74,10 @@ class Trainer:
     folder: Path
     validation: Source | None = None
 
+    def check(self) -> None:
+        """Raise what `run` raises before its first step, the checkpoint apart."""
+        self._check(self._accelerator().device)
+
     def run(self, *, resume: bool = False, more: bool = False, started: Callable[[], None] = lambda: None) -> nn.Module:
         """Train to the end of the plan; returns the averaged model: the best by validation, or else the last.
 
