@@ -130,17 +130,36 @@ def _data_bytes(cards: Mapping[str, Value]) -> int:
     return abs(int(cards["BITPIX"])) // 8 * int(cards.get("GCOUNT", 1)) * (int(cards.get("PCOUNT", 0)) + math.prod(sizes))
 
 
+def read_plane(path: Path, header: Header) -> np.ndarray:
+    """The image of an HDU in float32, native-endian.
+
+    Raises: InputError if it fails its checksum, or is no image of that type.
+    """
+    cards = header.cards
+    axes = int(cards["NAXIS"]) if cards.get("BITPIX") == -32 and cards.get("XTENSION") == "IMAGE" else 0
+    shape = tuple(int(cards[f"NAXIS{k}"]) for k in range(axes, 0, -1))
+    data = _data(path, header)
+    if len(shape) < 2:
+        raise InputError(f"{path}: {header.name} is no image in 32-bit floats; write the file again.")
+    return np.frombuffer(data, ">f4", count=math.prod(shape)).reshape(shape).astype(np.float32)
+
+
+def _data(path: Path, header: Header) -> bytes:
+    """The bytes of an HDU, after their checksum."""
+    with open(path, "rb") as stream:
+        stream.seek(header.start)
+        data = stream.read(header.end - header.start)
+    if int(header.cards.get("DATASUM", -1)) != ones_complement_sum(data):
+        raise InputError(f"{path}: {header.name} fails its checksum (DATASUM); the file is damaged, write it again.")
+    return data
+
+
 def read_columns(path: Path, header: Header) -> dict[str, np.ndarray]:
     """The columns of a table HDU as native-endian arrays, text as str.
 
     Raises: InputError if they fail their checksum, or a column's format is none that this package writes.
     """
-    with open(path, "rb") as stream:
-        stream.seek(header.start)
-        data = stream.read(header.end - header.start)
-    cards = header.cards
-    if int(cards.get("DATASUM", -1)) != ones_complement_sum(data):
-        raise InputError(f"{path}: {header.name} fails its checksum (DATASUM); the file is damaged, write it again.")
+    cards, data = header.cards, _data(path, header)
     names = [str(cards[f"TTYPE{k + 1}"]) for k in range(int(cards["TFIELDS"]))]
     row = np.dtype([(name, _format(path, str(cards[f"TFORM{k + 1}"]))) for k, name in enumerate(names)])
     if row.itemsize != cards["NAXIS1"]:

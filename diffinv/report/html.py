@@ -16,14 +16,15 @@ import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
-from diffinv.data.null_space import error_maps
 from diffinv.data.products import Exposure, Product, Quality, read_product
 from diffinv.report.charts import CSS as CHARTS
 from diffinv.report.figures import BRIGHTNESS, SIGNED, SPREAD, Linear, Scale, colour_bar, png, shared_stretch, spread_scale
+from diffinv.report.gallery import CSS as GALLERY
+from diffinv.report.gallery import render_gallery
 from diffinv.report.panels import render_evaluation
 from diffinv.report.style import CSS, SCRIPT
 
-MOST_OBJECTS = 100
+MOST_WHOLE, MOST_SMALL = 40, 2000  # objects
 MOST_SAMPLES = 8
 ON_SOURCE = 0.05  # of the truth's peak
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -42,14 +43,15 @@ def write_report(directory: Path) -> Path:
     if not paths and not broken:
         raise InputError(f"{directory}: no products in it; run `diffinv sample` with this --out first.")
     products, unread = [], []
-    for path in paths[:MOST_OBJECTS]:
+    for path in paths[:MOST_WHOLE]:
         try:
             products.append(read_product(path))
         except DiffinvError as error:
             unread.append((path.name, str(error)))
     products.sort(key=lambda product: (product.object_id, product.provenance.key))
     evaluation = _evaluation(directory / "evaluation.json")
-    page = render_page(products, broken + unread, hidden=max(len(paths) - MOST_OBJECTS, 0), evaluation=evaluation)
+    gallery, damaged = render_gallery(paths[MOST_WHOLE : MOST_WHOLE + MOST_SMALL], escape)
+    page = render_page(products, broken + unread + damaged, total=len(paths), evaluation=evaluation, gallery=gallery)
     target = directory / "report.html"
     write_atomically(target, page.encode("utf-8", "backslashreplace"))
     return target
@@ -77,16 +79,23 @@ def _quarantined(directory: Path) -> list[tuple[str, str]]:
 
 
 def render_page(
-    products: Sequence[Product], broken: Sequence[tuple[str, str]] = (), *, hidden: int = 0, evaluation: str = ""
+    products: Sequence[Product],
+    broken: Sequence[tuple[str, str]] = (),
+    *,
+    total: int | None = None,
+    evaluation: str = "",
+    gallery: str = "",
 ) -> str:
     """The page as text.
 
-    Arguments: broken: (object, reason) of what has no product. hidden: products that are not shown. evaluation: panels as HTML.
+    Arguments: broken: (object, reason) of what has no product. total: products that there are, None for those given.
+        evaluation, gallery: panels, and objects that are not shown whole, as HTML.
     """
-    shown = f"{len(products)} objects" + (f", the first of {len(products) + hidden}" if hidden else "")
+    whole = total is None or total <= MOST_WHOLE
+    shown = f"{len(products)} objects" if whole else f"{total} objects, {len(products)} of them whole"
     body = [f"<h1>Posterior report</h1><p class='sub'>{shown} · {len(broken)} quarantined</p>", _warning(products), evaluation]
     body.append("<button id='pause' type='button'>Hold the samples</button>")
-    body += [render_object(product) for product in products]
+    body += [*map(render_object, products), gallery]
     if broken:
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(reason)}</td></tr>" for name, reason in broken)
         table = f"<div class='scroll'><table><tr><th>object</th><th>reason</th></tr>{rows}</table></div>"
@@ -94,7 +103,7 @@ def render_page(
     head = f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
     head += "<meta name='viewport' content='width=device-width, initial-scale=1'><title>Posterior report</title>"
     script = f"<script>{SCRIPT}</script>"
-    style = f"<style>{CSS}{CHARTS}</style>"
+    style = f"<style>{CSS}{CHARTS}{GALLERY}</style>"
     return f"<!doctype html><html lang='en'><head>{head}{style}</head><body>{''.join(body)}{script}</body></html>\n"
 
 
@@ -168,7 +177,6 @@ def _band_row(product: Product, k: int, stretch: Scale, spreads: Scale) -> str:
         figures.append(_figure("samples", unit, [png(d, stretch, BRIGHTNESS) for d in draws], stretch, BRIGHTNESS, blink=True))
     if product.truth is not None:
         figures.append(_figure("truth", unit, [png(product.truth[k] / area, stretch, BRIGHTNESS)], stretch, BRIGHTNESS))
-        figures += _errors(product, k, unit)
     sigmas = Linear(-4.0, 4.0)
     for e in exposures:
         residual = e.residual if e.image is None else np.where(np.isfinite(e.image), e.residual, np.nan)
@@ -176,17 +184,6 @@ def _band_row(product: Product, k: int, stretch: Scale, spreads: Scale) -> str:
     comparison = _comparison(product, k)
     heading = f"<p class='band'>band {escape(name)}{' · ' + comparison if comparison else ''}</p>"
     return f"{heading}<div class='row'>{''.join(figures)}</div>"
-
-
-def _errors(product: Product, k: int, unit: str) -> list[str]:
-    """The error of the mean: what the data could have corrected, and what is in the null space of the instrument."""
-    maps = error_maps(product, k, product.truth[k])
-    if maps is None:
-        return []
-    area, top = product.grid.pixel_scale**2, max(float(np.abs(m).max()) for m in maps)
-    scale = Linear(-top / area, top / area) if top > 0 else Linear(-1.0, 1.0)
-    titles = ("error the data see", "error in the null space")
-    return [_figure(t, unit, [png(m / area, scale, SIGNED)], scale, SIGNED) for t, m in zip(titles, maps, strict=True)]
 
 
 def _data_figure(exposure: Exposure, stretch: Scale, unit: str) -> str:

@@ -1,0 +1,124 @@
+"""Evaluations of products whose posterior is exact, or wrong in a known way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffinv.core.rng import Rng
+from diffinv.data.grids import SkyGrid
+from diffinv.data.null_space import error_maps, soft_gain
+from diffinv.data.products import Exposure, Product, Provenance, Quality
+from diffinv.engine.evaluate import cases_of, tarp_rank
+from diffinv.engine.evaluation import assemble, coverage_table, spread_table
+from diffinv.engine.measure import catalog
+from diffinv.report.panels import render_evaluation
+from diffinv.uncertainty.quantiles import quantile
+from diffinv.uncertainty.ranks import UniformRanks
+from tests.small import blob
+
+SIZE, DRAWS, SIGMA = 16, 24, 0.5
+SOURCE = Provenance("0", "c", "p", "w", "s", "uncalibrated", DRAWS, 1.0, 0, "i", 1.0, 0.2, "ab")
+
+
+def product(number: int, width: float = 1.0, *, keep: bool = True) -> Product:
+    """A galaxy with a posterior mean that errs by σ = 0.5 a pixel, and draws about it that are `width` times as wide."""
+    noise = Rng([number]).normal(torch.empty(1, DRAWS + 2, SIZE, SIZE))[0]
+    truth = torch.from_numpy(blob(SIZE, 6.0, 300.0)).float()
+    mean = truth + SIGMA * noise[0]
+    samples = (mean + width * SIGMA * noise[2:])[:, None]
+    flux = {p: quantile(samples, p, dim=0).numpy() for p in (0.05, 0.16, 0.5, 0.84, 0.95)}
+    grid = SkyGrid.linear((SIZE, SIZE), 0.1)
+    row = {"sn": np.array([10.0 * (1 + number % 3)]), "psf_fwhm": np.array([0.6]), "noise_std": np.array([1.0])}
+    row |= {"chi2_draw": np.array([1.0]), "chi2_p": np.array([0.01 + (number % 100) / 100])}
+    psf = Exposure("i", "", np.zeros((8, 8)), SkyGrid.linear((8, 8), 0.2), blob(15, 3.0), 0.2)
+    return Product(
+        object_id=f"{number:03d}",
+        bands=("i",),
+        unit="nJy",
+        grid=grid,
+        mean=samples.mean(0).numpy(),
+        std=samples.std(0).numpy(),
+        quality=np.zeros((1, SIZE, SIZE), np.int32),
+        provenance=replace(SOURCE, seed=number),
+        quantiles=flux,
+        samples=samples.numpy() if keep else None,
+        exposures=(psf,),
+        catalog=catalog(("i",), samples, 0.1, [1.0]) | row,
+        truth=truth[None].numpy(),
+    )
+
+
+def evaluated(count: int, width: float):
+    products = [product(number, width) for number in range(count)]
+    return assemble([case for each in products for case in cases_of(each, each.truth, 1)], (15.0, 25.0))
+
+
+def test_exact_draws_cover_and_spread_as_they_should_and_narrow_ones_do_not() -> None:
+    """60 objects of some 60 pixels on the source: standard errors of 0.006 for the coverage, 0.01 for the spread."""
+    exact, narrow = evaluated(60, 1.0), evaluated(60, 0.5)
+    pick = lambda found, name: next(r for r in found.coverage if r["quantity"] == name and r["bin"] == "all")
+    nominal = 1 - 2 * 0.05  # positions (M + 1)p
+    row = pick(exact, "pixels on source")
+    assert abs(row["coverage"] - nominal) < 4.5 * max(row["error"], 0.004)
+    assert row["objects"] == 60 and pick(narrow, "pixels on source")["coverage"] < 0.72
+    ratio = {name: next(r["ratio"] for r in f.spread if r["bin"] == "all") for name, f in (("exact", exact), ("narrow", narrow))}
+    assert ratio["exact"] == pytest.approx(1, abs=0.06) and ratio["narrow"] == pytest.approx(0.5, abs=0.06)
+    fires = lambda found: {f.diagnostic for f in found.findings if f.p_value < 1e-2}
+    assert {"coverage", "spread–skill"} <= fires(narrow) and not {"coverage", "spread–skill"} & fires(exact)
+    assert {r["bin"] for r in exact.coverage} == {"S/N 0 – 15", "S/N 15 – 25", "S/N > 25", "all"}
+
+
+def test_tarp_about_disjoint_draws_is_uniform_for_exact_draws_and_not_for_narrow_ones() -> None:
+    null = UniformRanks(300, DRAWS // 2, 2, Rng([5]))
+    p = {}
+    for width in (1.0, 0.5):
+        ranks = []
+        for number in range(300):
+            noise = Rng([number + 1000]).normal(torch.empty(1, DRAWS + 2, 6, 6))[0].double()
+            mean = noise[0]
+            samples = mean + width * noise[2:]
+            ranks.append(tarp_rank((mean + noise[1])[None, None], samples[None, :, None], Rng([number])))
+        p[width] = float(null.kolmogorov(torch.tensor(ranks)).p_value)
+    assert p[1.0] > 1e-3 and p[0.5] < 1e-3
+
+
+def test_parts_of_the_error_add_and_a_smooth_error_is_seen_while_a_fine_one_is_not() -> None:
+    base = product(1)
+    gain = soft_gain(base, 0)
+    assert gain is not None and float(gain.min()) >= 0 and float(gain.max()) <= 1
+    assert float(gain[0, 0]) > 0.99 and float(gain[SIZE // 2, SIZE // 2]) == 0.0  # beyond the data's Nyquist frequency
+    line = np.arange(SIZE)
+    smooth = np.full((SIZE, SIZE), 3.0)
+    fine = 3.0 * np.where((line[:, None] + line) % 2, 1.0, -1.0)
+    for error, share in ((smooth, 0.0), (fine, 1.0)):
+        shifted = replace(base, mean=(base.truth + error[None]).astype(np.float32))
+        seen, null = error_maps(shifted, 0, base.truth[0])
+        np.testing.assert_allclose(seen + null, error, atol=1e-4)
+        assert (null**2).sum() / (error**2).sum() == pytest.approx(share, abs=0.02)
+    assert error_maps(replace(base, exposures=()), 0, base.truth[0]) is None
+
+
+def test_without_draws_or_truth_what_is_left_is_evaluated() -> None:
+    few = product(3, keep=False)
+    (case,) = cases_of(few, few.truth, 1)
+    assert not case.tables and "rank_flux" not in case.row and math.isfinite(float(case.row["inside_on"]))
+    flagged = replace(few, truth=None, quality=np.full((1, SIZE, SIZE), int(Quality.PRIOR_DRIVEN), np.int32))
+    (bare,) = cases_of(flagged, None, 1)
+    assert bare.row["prior_driven"] == 1.0 and "PSNR" not in bare.row
+    page = render_evaluation(assemble([case, bare], (15.0,)).to_dict())
+    assert "predictive" in page and "nan" not in page.lower()
+
+
+def test_tables_are_means_over_objects() -> None:
+    names = ("on", "off", "flux", "size", "e1", "e2")
+    row = {"sn": 5.0, "error2_on": 4.0, "spread2_on": 1.0}
+    rows = [row | {f"inside_{name}": value for name in names} for value in (1.0, 0.0, math.nan, 1.0)]
+    row = next(iter(coverage_table(rows, (10.0,))))
+    assert row["coverage"] == pytest.approx(2 / 3) and row["objects"] == 3
+    assert row["error"] == pytest.approx(math.sqrt((2 / 9) * 3 / 2 / 3))
+    assert next(iter(spread_table(rows, (10.0,))))["ratio"] == pytest.approx(0.5)
