@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,11 @@ from diffinv.engine.levels import evenly, take
 from diffinv.engine.prior import ByExpectation, FromClean, FromNoisy, Learning, PriorJob
 from diffinv.guidance.base import Gmres
 from diffinv.guidance.moment_matching import MomentMatching
+from diffinv.likelihood import Observation
 from diffinv.losses.ambient import Ambient, AmbientSure, white_level
+from diffinv.losses.base import MeasuredBatch
 from diffinv.losses.topping import direct
+from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.groups import Group
 from diffinv.priors.store import PriorCard
 from diffinv.samplers.sde import StochasticMultistep
@@ -100,9 +104,9 @@ def _learning(config: p.PriorConfig, source: Source) -> Learning:
     if isinstance(section, p.CleanLearning):
         return FromClean(_views(section.views))
     if isinstance(section, p.AmbientLearning):
-        return FromNoisy(lambda schedule, size: Ambient(schedule, size, section.power), _fourier(20))
+        return FromNoisy(lambda schedule, size: Ambient(schedule, size, section.power))
     if isinstance(section, p.GsureLearning):
-        return FromNoisy(AmbientSure, _fourier(20))
+        return FromNoisy(AmbientSure)
     start = _fourier(section.start_laps) if section.start == "fourier" else _low_rank(section.rank, section.start_laps)
     noisy = isinstance(config.operator, s.IdentityOperator)
     return ByExpectation(
@@ -140,9 +144,20 @@ def _views(sections: Sequence[Section]) -> Group | None:
 
 def _fourier(laps: int):
     def fit(source: Source) -> GaussianFit:
-        return fourier_em([take(source, evenly(len(source), _SOME)).observation], laps=laps, mean_image=True)
+        return fourier_em([_even(take(source, evenly(len(source), _SOME)))], laps=laps, mean_image=True)
 
     return fit
+
+
+def _even(batch: MeasuredBatch) -> Observation:
+    """With one noise level a row and channel in place of one a pixel, its rms over good data, and 0 for bad ones: what a start
+    can do with a spectrum; the E-steps have the noise as it is."""
+    data, good = batch.data, batch.good
+    if not isinstance(data.noise, Gaussian):
+        return data
+    variance = data.noise.variance(torch.zeros_like(data.y)).where(good, 0.0)
+    level = variance.flatten(2).sum(2) / good.flatten(2).sum(2).clamp_min(1)
+    return replace(data, noise=Gaussian(level.sqrt().clamp_min(torch.finfo(level.dtype).tiny)))
 
 
 def _low_rank(rank: int, laps: int):

@@ -94,7 +94,7 @@ class Learning(abc.ABC):
 
     @abc.abstractmethod
     def train(self, setting: Setting) -> tuple[Denoiser, Tensor]:
-        """The averaged denoiser, and images or their like (N, C, H, W) for the map of variances."""
+        """The averaged denoiser, and the variance of the images a pixel (1, C, H, W), as far as the data tell."""
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,19 @@ class FromClean(Learning):
         source = Images(setting.source, views)
         held = None if setting.held_out is None else Images(setting.held_out, AsTheyAre())
         average = Trainer(setting.model, setting.clean, source, setting.plan, setting.folder, held).run(resume=True)
-        return average, _some(source)
+        return average, _some(source).var(0, keepdim=True)
 
 
 @dataclass(frozen=True)
 class FromNoisy(Learning):
-    """A loss on noisy images. loss: (schedule, σ_d) → loss. start: a Gaussian fit to the same data, for the map of variances."""
+    """A loss on noisy images. loss: (schedule, σ_d) → loss."""
 
     loss: Callable[[LogNormal, float], Loss]
-    start: Callable[[Source], GaussianFit]
 
     def train(self, setting: Setting) -> tuple[Denoiser, Tensor]:
         loss, source = self.loss(setting.schedule, setting.sigma_data), _mixed(setting)
         average = Trainer(setting.model, loss, source, setting.plan, setting.folder, setting.held_out).run(resume=True)
-        return average, _drawn(self.start(setting.source).prior, setting)
+        return average, _less_noise(setting.source)
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class ByExpectation(Learning):
             watch=sure if self.noisy else None,
             say=setting.say,
         )
-        return em.run(resume=True), em.draws(self.em.laps - 1)
+        return em.run(resume=True), em.draws(self.em.laps - 1).var(0, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,11 +222,10 @@ def learn_prior(job: PriorJob, out: Path, *, resume: bool, say: Callable[[str], 
         out,
         tell,
     )
-    average, images = job.learning.train(setting)
+    average, variance = job.learning.train(setting)
     if main:
         text = f"{type(job.learning).__name__} on {len(train)} rows, {job.plan.steps} steps of {job.plan.batch_size}"
-        variance = images.var(0, keepdim=True).cpu()
-        save_prior(out / RESULT, average.cpu(), replace(card, training=text), variance=variance)
+        save_prior(out / RESULT, average.cpu(), replace(card, training=text), variance=variance.cpu())
     return out / RESULT
 
 
@@ -266,9 +264,11 @@ def _some(source: Source) -> Tensor:
     return torch.cat([source.batch(part, Rng.for_draws(0, part, 1)).x for part in rows.split(256)])
 
 
-def _drawn(prior: Denoiser, setting: Setting) -> Tensor:
-    shape = take(setting.source, torch.tensor([0])).observation.image_shape
-    return prior.sample(torch.zeros(_SOME, *shape), Rng.for_draws(setting.plan.seed, range(_SOME), 1))
+def _less_noise(source: Source) -> Tensor:
+    """The variance of noisy images less that of their noise, at least 1 % of its mean."""
+    data = take(source, evenly(len(source), _SOME)).observation
+    variance = data.y.var(0, keepdim=True) - data.noise.variance(torch.zeros_like(data.y)).mean(0, keepdim=True)
+    return variance.clamp_min(0.01 * float(variance.mean().clamp_min(torch.finfo(torch.float32).tiny)))
 
 
 def _tell_sight(setting: Setting, group: Group | None) -> None:

@@ -116,7 +116,7 @@ class ExpectationMaximisation:
         if ranks.is_main_process:
             self._claim(resume)
         ranks.wait_for_everyone()
-        average = ExponentialMovingAverage(self.model, 0.0).model.to(ranks.device)
+        average = ExponentialMovingAverage(self.model.to(ranks.device), 0.0).model
         for lap in range(self.em.laps):
             done = self._lap(lap) / "average.safetensors"
             prior = average if lap else self.start.to(ranks.device)
