@@ -12,23 +12,17 @@ from diffinv.core.checks import DiffinvError, UnsupportedError
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.noise.gaussian import Gaussian
+from diffinv.operators.algebra import Diagonal
 from diffinv.operators.groups import Flips, Group, Shifts
 from diffinv.reconstructors.averaging import EquivariantAverage, LeaveOut, RecorruptedAverage, SplittingAverage
 from diffinv.reconstructors.backprojected import BackProjected
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.observed import whole
 from tests.cases.guidance import SHAPE, blur, kernels
-from tests.cases.operators import draw
+from tests.cases.operators import draw, positive
 from tests.contracts.test_guidance import levels
 from tests.toys import counts, electrons, white
 from tests.unit.test_reconstructors import EYE, half, hide, masked, small_net
-
-
-class Constant(Reconstructor):
-    """2.5 everywhere."""
-
-    def forward(self, observation: Observation) -> Tensor:
-        return torch.full_like(observation.y, 2.5)
 
 
 class Repeat(Reconstructor):
@@ -99,12 +93,23 @@ def test_a_left_out_prediction_does_not_see_its_own_datum(group: Group | None) -
     assert float(slope.abs().max()) > 0
 
 
-def test_a_pixel_that_nobody_saw_is_predicted_from_every_fold() -> None:
-    data = masked(white(EYE), 0.0)
-    constant = LeaveOut(Constant(), folds=4, seed=3)
-    torch.testing.assert_close(constant(data), torch.full_like(data.y, 2.5), rtol=1e-14, atol=0)
-
-
 def test_leaving_out_wants_one_pixel_a_datum() -> None:
     with pytest.raises(UnsupportedError, match="mixes pixels"):
         LeaveOut(BackProjected(small_net()), folds=3, seed=4)(white(blur(kernels())))
+
+
+def test_what_nobody_saw_is_the_mean_over_the_folds_and_what_was_seen_is_of_its_own() -> None:
+    """A model that counts its data: Σ_n (total − |J_n|)/N = total (1 − 1/N) where A is 0 or the datum is masked."""
+
+    class Count(Reconstructor):
+        def forward(self, observation: Observation) -> Tensor:
+            return observation.noise.mask.double().flatten(1).sum(1)[:, None, None, None].expand_as(observation.y)
+
+    mask, d = draw(2, 1, 5, 5) > -1, positive(2, 1, 5, 5).where(draw(2, 1, 5, 5, seed=1) > -0.5, 0.0)
+    data = Observation(draw(2, 1, 5, 5), Diagonal(d), Gaussian(torch.ones(1, dtype=torch.float64), mask))
+    found, folds = LeaveOut(Count(), folds=4, seed=2)(data), 4
+    total = mask.double().flatten(1).sum(1)[:, None, None, None].expand_as(found)
+    unseen = ~mask | (d == 0)
+    assert bool((mask & (d == 0)).any()) and bool((~mask & (d != 0)).any())
+    torch.testing.assert_close(found[unseen], (total * (1 - 1 / folds))[unseen])
+    assert bool((found[~unseen] == found[~unseen].round()).all()) and len(set(found[~unseen].tolist())) > folds

@@ -57,6 +57,19 @@ def test_brightness_is_a_high_percentile_whatever_the_size() -> None:
         assert brightness(source(white(16, size))) == pytest.approx(2.576, rel=0.05)
 
 
+def test_brightness_sees_every_column() -> None:
+    y = torch.ones(4, 1, 64, 64)
+    y[..., 1::2] = 10.0
+    assert brightness(source(y)) == 10.0
+
+
+def test_one_noisy_row_does_not_move_the_level() -> None:
+    noisy = 0.3 * white(60)
+    noisy[7] *= 1e3
+    for second in (None, 0.3 * white(60, stream=1)):
+        assert noise_std(source(noisy, second))[0].tolist() == [pytest.approx(0.3, rel=0.03)]
+
+
 def test_noise_is_seen_through_images_and_masks() -> None:
     slope = torch.linspace(0, 50, 32)[:, None] + torch.zeros(60, 1, 32, 32)
     noisy, again = slope + 0.3 * white(60), slope + 0.3 * white(60, stream=1)
