@@ -239,3 +239,18 @@ def test_a_step_of_unsure_does_not_grow_with_the_steps_before(tmp_path: Path) ->
     Watched.sizes.clear()
     trainer(tmp_path, Watched(White().start(0.1), White()), replace(PLAN, steps=12), validated=False).run()
     assert len(Watched.sizes) == 12 and len(set(Watched.sizes)) == 1
+
+
+class Streams(Loss):
+    """The streams that it is given."""
+
+    def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
+        return rng.keys.double()
+
+
+def test_validation_draws_other_numbers_than_training() -> None:
+    held = sources()[1]
+    found = evaluate(Filter(), Streams(), held, seed=3, batch_size=4, device=torch.device("cpu"))
+    trained = Rng.for_draws(3, range(10 * len(held)), 1).keys.double()
+    assert len(set(found.tolist())) == len(held)
+    assert not set(found.tolist()) & set(trained.tolist())
