@@ -30,7 +30,7 @@ from tests.cases.noise import CASES as NOISES
 from tests.cases.noise import SHAPE, correlation, ramp, spectrum, two
 
 F64 = torch.float64
-ROWS = 8000
+ROWS = 4000
 
 
 def embedded(std: Tensor) -> CorrelatedGaussian:

@@ -29,7 +29,7 @@ from tests.cases.losses import LEVELS, fill
 from tests.cases.noise import SHAPE, ramp, spectrum, two
 
 F64 = torch.float64
-ROWS = 8000
+ROWS = 4000
 
 
 class Curved(Denoiser):

@@ -77,7 +77,7 @@ def test_gaps_are_filled_after_a_training_on_masked_images_alone(tmp_path: Path)
     y = noise.sample(x, Rng.for_draws(4, range(1200), 1)).where(mask, 0.0)
     data = MeasuredBatch(Observation(y, Mask(mask), noise)).select(slice(0, 1000))
     denoiser = MaskAware(Linear(), sigma_data=1.0)
-    plan = TrainingPlan(400, 64, 2e-2, warmup=10, ema_decay=0.95, save_every=400)
+    plan = TrainingPlan(150, 64, 3e-2, warmup=10, ema_decay=0.9, save_every=150)
     trained = Trainer(denoiser, MaskedAmbient(LogUniform(0.11, 0.5), 1.0, 0.8), Measured(data), plan, tmp_path).run()
     held, gaps = slice(1000, 1200), ~mask[1000:]
     found = trained(y[held], torch.full((200,), 0.12), mask[held])
