@@ -2,7 +2,7 @@
 
 Products are read one at a time; of each band a row of numbers is kept, and tables over objects are made of the rows.
 With draws stored, ranks of the truth among them test whole distributions; without them intervals alone are judged.
-Groups are made from what is known without the truth: S/N of the data, and the source in the posterior mean.
+Groups are made from the data alone: by their S/N, and on and off the source that is found in them.
 Invariant: the same products, truths and bins give the same evaluation.
 """
 
@@ -62,7 +62,7 @@ def cases_of(product: Product, truth: np.ndarray | None, seed: int) -> list[Case
 
 def without_truth(product: Product, b: int) -> Row:
     """What a product says of itself: fit, flags, information and calibration."""
-    source, quality, table = on_source(product.mean[b]), product.quality[b], product.catalog
+    source, quality, table = on_source(product, b), product.quality[b], product.catalog
     row: Row = {"object_id": product.object_id, "band": product.bands[b]}
     row |= {name: float(table[name][b]) if name in table else math.nan for name in ("sn", "chi2", "chi2_draw", "chi2_p")}
     row |= {name: float(table[name][b]) if name in table else math.nan for name in OWN}
@@ -99,16 +99,23 @@ def intervals(product: Product, b: int, truth: Tensor) -> Row:
     names = ("on", "off", *MEASURED)
     if 0.05 not in product.quantiles:
         return {f"inside_{name}": math.nan for name in names}
-    x, source = truth[0, 0].numpy(), on_source(product.mean[b])
+    x, source = truth[0, 0].numpy(), on_source(product, b)
     inside = (x >= product.quantiles[0.05][b]) & (x <= product.quantiles[0.95][b])
-    row: Row = {"inside_on": float(inside[source].mean())}
+    row: Row = {"inside_on": float(inside[source].mean()) if source.any() else math.nan}
     row["inside_off"] = float(inside[~source].mean()) if (~source).any() else math.nan
     for name, value in measure(truth, product.grid.pixel_scale).items():
         low, high, true = (float(v) for v in (product.catalog[f"{name}_q05"][b], product.catalog[f"{name}_q95"][b], value[0, 0]))
         row[f"inside_{name}"] = math.nan if math.isnan(low + high + true) else float(low <= true <= high)
-    peak2 = float(product.mean[b].max()) ** 2
+    peak2 = data_peak(product, b) ** 2
     error, spread = (product.mean[b] - x) ** 2 / peak2, product.std[b] ** 2 * (1 + 1 / product.provenance.draws) / peak2
-    return row | {"error2_on": float(error[source].mean()), "spread2_on": float(spread[source].mean())}
+    return row | ({"error2_on": float(error[source].mean()), "spread2_on": float(spread[source].mean())} if source.any() else {})
+
+
+def data_peak(product: Product, b: int) -> float:
+    """The brightest data pixel as flux per pixel of the product, the unit in which objects of all fluxes weigh alike."""
+    images = [e for e in product.exposures if e.band == product.bands[b] and e.image is not None]
+    peaks = [float(np.nanmax(e.image)) * (product.grid.pixel_scale / e.grid.pixel_scale) ** 2 for e in images]
+    return max([p for p in peaks if p > 0], default=1.0)
 
 
 def error_parts(product: Product, b: int, truth: Tensor) -> Row:
@@ -123,20 +130,22 @@ def error_parts(product: Product, b: int, truth: Tensor) -> Row:
 def draws_against_truth(product: Product, b: int, truth: Tensor, rng: Rng) -> tuple[Row, dict[str, Tensor]]:
     """Ranks of the truth among the draws, CRPS, features with and without the truth; and tables for relabelling tests."""
     samples = torch.from_numpy(np.asarray(product.samples[:, b : b + 1], np.float64))[None]
-    scale, source = product.grid.pixel_scale, torch.from_numpy(on_source(product.mean[b]))
-    peak = float(product.mean[b].max())
-    row: Row = {}
+    scale, source = product.grid.pixel_scale, torch.from_numpy(on_source(product, b))
+    peak = data_peak(product, b)
+    row: Row = {"draws": samples.shape[1]}
     true, drawn = measure(truth, scale), measure(samples[0], scale)
     for k, name in enumerate(MEASURED):
         values = drawn[name][None, :, 0]
         known = bool(values.isfinite().all() and true[name].isfinite().all())
         row[f"rank_{name}"] = int(ranks(true[name][:, 0], values, rng.spawn(k))) if known else math.nan
+    row["rank_tarp"] = tarp_rank(truth, samples, rng.spawn(12))
+    row |= features_of(product, b, truth, samples[0, :, 0])
+    if not bool(source.any()):
+        return row | {"rank_pixel": math.nan, "crps": math.nan}, {}
     place = source.flatten().nonzero()[:, 0]
     pick = place[int(float(rng.spawn(10).uniform(torch.empty(1, 1))) * len(place)) % len(place)]
     row["rank_pixel"] = int(ranks(truth.flatten()[pick][None], samples.flatten(2)[:, :, pick], rng.spawn(11)))
-    row["rank_tarp"] = tarp_rank(truth, samples, rng.spawn(12))
     row["crps"] = float(crps(samples, truth)[0, 0][source].mean() / peak)
-    row |= features_of(product, b, truth, samples[0, :, 0])
     mask = source[None, None]
     spread, error = spread_error_tables(truth / peak, samples / peak, mask)
     tables = {"spread–skill on source": error - spread}

@@ -194,8 +194,8 @@ def _rank_tests(cases: Sequence[Case]) -> list[Finding]:
 
 def _ranks(cases: Sequence[Case], name: str) -> tuple[torch.Tensor, int]:
     """Ranks of all objects that have one, and the number of draws."""
-    have = [c for c in cases if c.tables and math.isfinite(float(c.row[name]))]
-    draws = next(iter(have[0].tables.values())).shape[1] - 1 if have else 0
+    have = [c for c in cases if "draws" in c.row and math.isfinite(float(c.row[name]))]
+    draws = int(have[0].row["draws"]) if have else 0
     return torch.tensor([int(c.row[name]) for c in have], dtype=torch.int64), draws
 
 
