@@ -252,7 +252,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
-    from diffinv.assembly.sampling import choose_crew, execute
+    from diffinv.assembly.sampling import choose_crew, execute, print_plan
     from diffinv.data.catalog import find_objects
     from diffinv.engine.calibration import load_calibration
     from diffinv.engine.pool import Recipe
@@ -280,8 +280,7 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
     )
     run = Run(args.out, prior, plan, new_run=args.new_run)
     if args.dry_run:
-        for entry in entries:
-            print(f"{entry.object_id}\t{entry.path}\t{run.state(entry)}")
+        print_plan(run, entries, crew)
         return DONE
     recipe = Recipe(args.out, config.prior.name, device, config.dtype, plan)
     return _finish(args, entries, execute(crew, run, recipe, entries, shard, max_failed=args.max_failed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffinv.config import load
 from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import Entry
 from diffinv.engine.campaign import Outcome, run_campaign
+from diffinv.engine.inspect import foresee_run
 from diffinv.engine.pool import Recipe, run_pool
 from diffinv.engine.run import Run
 from diffinv.engine.shards import Shard
@@ -86,3 +88,12 @@ def execute(crew: Crew, run: Run, recipe: Recipe, entries: Sequence[Entry], shar
     if crew.workers is None:
         return run_campaign(run, entries, shard, max_failed=max_failed)
     return run_pool(run, recipe, entries, shard, workers=crew.workers, timeout=crew.timeout, max_failed=max_failed)
+
+
+def print_plan(run: Run, entries: Sequence[Entry], crew: Crew) -> None:
+    """What there is to do, an object a line, and what it would cost at most, on stderr."""
+    states = [run.state(entry) for entry in entries]
+    for entry, state in zip(entries, states):
+        print(f"{entry.object_id}\t{entry.path}\t{state}")
+    waiting = [entry for entry, state in zip(entries, states) if state == "to do"]
+    print(f"diffinv: {foresee_run(run, waiting, crew.processes) if waiting else 'nothing to do'}", file=sys.stderr)

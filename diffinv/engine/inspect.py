@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from diffinv.core.checks import InputError
 from diffinv.core.linalg import dot
 from diffinv.core.rng import Rng
 from diffinv.core.types import Image, Sigma
+from diffinv.data.catalog import Entry
 from diffinv.data.layouts import InputOptions
-from diffinv.data.observation import Band, read_observation
+from diffinv.data.observation import Band, observe, read_observation
 from diffinv.engine import pilot
 from diffinv.engine.draws import Method
 from diffinv.engine.memory import kept_bytes
 from diffinv.engine.methods import describe_method
 from diffinv.engine.monitor import Counting
 from diffinv.engine.objects import Channel, build_channels, check_target, rows_of
+from diffinv.engine.run import Run
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Flat
 from diffinv.posterior import Posterior
@@ -32,6 +37,8 @@ from diffinv.priors.store import Prior
 from diffinv.priors.tiled import tile_starts
 from diffinv.samplers.base import sample
 from diffinv.schedules import Karras
+
+_LOOKED_AT = 20  # objects, for one that can be read
 
 
 def describe(
@@ -95,19 +102,58 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} × {shape[1]}"
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Of one object. seconds: of sampling, at most. memory: bytes, of one process. rows: at once. passes: of the network, a draw
+    and tile. device: a type of torch's."""
+
+    seconds: float
+    memory: float
+    rows: int
+    passes: float
+    device: str
+
+
 def _cost_lines(channels: tuple[Channel, ...], prior: Prior, method: Method, draws: int, max_batch: int | None) -> list[str]:
+    cost = foresee_cost(channels, prior, method, draws, max_batch)
+    passes = f"at most {cost.passes:.0f} network passes a draw and tile"
+    return [
+        f"time       about {_duration(cost.seconds)} on this {cost.device} ({passes})",
+        f"memory     about {cost.memory / 2**30:.2g} GiB at {cost.rows} rows at once (sampler.max_batch)",
+    ]
+
+
+def foresee_cost(
+    channels: Sequence[Channel], prior: Prior, method: Method, draws: int, max_batch: int | None, processes: int = 1
+) -> Cost:
+    """What an object would cost, from passes measured on one tile. processes: that share the memory."""
     seconds, kept = measure_pass(prior)
     tiles = [_tiles(c, prior.card.size) for c in channels]
     passes = most_passes(method, draws)
-    rows = min(max_batch or rows_of(channels, prior), draws * len(channels))
+    rows = min(max_batch or rows_of(channels, prior, processes), draws * len(channels))
     weights = sum(p.numel() * p.element_size() for p in prior.parameters())
-    total = passes * draws * sum(tiles) * seconds
     device = next(prior.parameters()).device.type
-    needed = weights + rows * max(tiles) * kept
-    return [
-        f"time       about {_duration(total)} on this {device} (at most {passes:.0f} network passes a draw and tile)",
-        f"memory     about {needed / 2**30:.2g} GiB at {rows} rows at once (sampler.max_batch)",
-    ]
+    return Cost(passes * draws * sum(tiles) * seconds, weights + rows * max(tiles) * kept, rows, passes, device)
+
+
+def foresee_run(run: Run, entries: Sequence[Entry], processes: int) -> str:
+    """What a run would cost, on one line: as much for every object as for the first that can be read.
+
+    Arguments: entries: what is to be done. processes: at once, on this machine.
+    """
+    plan = run.plan
+    for entry in entries[:_LOOKED_AT]:
+        try:
+            channels = build_channels(observe(entry, plan.options), run.prior, margin=plan.margin)
+        except InputError:
+            continue
+        cost = foresee_cost(channels, run.prior, plan.method, plan.draws, plan.max_batch, processes)
+        total, memory = math.ceil(len(entries) / processes) * cost.seconds, processes * cost.memory / 2**30
+        return (
+            f"{len(entries)} to do, about {_duration(total)} with {processes} at once on this {cost.device} "
+            f"({_duration(cost.seconds)} each), and {memory:.2g} GiB of memory at {cost.rows} rows a process"
+        )
+    return f"{len(entries)} to do; none of the first {min(len(entries), _LOOKED_AT)} can be read"
 
 
 def most_passes(method: Method, draws: int) -> float:

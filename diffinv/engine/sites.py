@@ -4,7 +4,7 @@ Parsl delivers a task at least once; the output directory makes that exact, so t
 memory of answers, no report of its use. A task whose process or node is lost is given again. Jobs that fail three times in a
 row end the run.
 The processes of a site end with the run: Parsl ends them when the run ends in any orderly way; when it is killed, Linux ends
-the interchange, whose silence ends the node managers after `silence` seconds, and with them their workers.
+the interchange, whose silence ends the node managers after `silence` seconds; a guard on each node ends what a manager leaves.
 Invariant: no process of a site outlives the run by more than that.
 """
 
@@ -22,6 +22,7 @@ import parsl
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.errors import BadStateException
 from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.jobs.error_handlers import windowed_error_handler
 from parsl.launchers import SimpleLauncher, SrunLauncher
 from parsl.providers import LocalProvider, SlurmProvider
@@ -107,6 +108,7 @@ class Site:
         executor = HighThroughputExecutor(
             label="diffinv",
             provider=self.provider(),
+            launch_cmd=f"python -m diffinv.engine.guard {DEFAULT_LAUNCH_CMD}",
             max_workers_per_node=self.workers,
             cores_per_worker=1e-3,  # `workers` decides
             address="127.0.0.1" if self.slurm is None and self.address is None else self.address,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -231,7 +232,9 @@ def test_a_run_in_which_everything_fails_stops_early(tmp_path: Path, prior: Path
 def test_a_dry_run_samples_nothing(tmp_path: Path, prior: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_observation(tmp_path / "a.fits")
     assert sample(source, tmp_path / "out", prior, "--dry-run") == 0
-    assert capsys.readouterr().out == f"a\t{source}\tto do\n"
+    said = capsys.readouterr()
+    assert said.out == f"a\t{source}\tto do\n"
+    assert re.fullmatch(r"diffinv: 1 to do, about \d+ s with 1 at once on this cpu \(\d+ s each\), and \S+ GiB of .*\n", said.err)
     assert not products(tmp_path / "out")
     sample(source, tmp_path / "out", prior)
     capsys.readouterr()
