@@ -1,4 +1,4 @@
-"""The commands `evaluate` and `calibrate` of the command line; heavy libraries are imported when they run."""
+"""The commands `evaluate`, `calibrate` and `unmix` of the command line; heavy libraries are imported when they run."""
 
 from __future__ import annotations
 
@@ -76,4 +76,25 @@ def run_calibrate(args: argparse.Namespace, overrides: list[Override], mocks: Ca
     for line in factor_lines(found):
         print(f"diffinv: {line}", file=sys.stderr)
     print(path)
+    return 0
+
+
+def add_unmix(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """`diffinv unmix CUBE --config FILE --out DIR`, less what it does; see `run_unmix`."""
+    command = commands.add_parser("unmix", help="maps of physical parameters with their errors, from a cube or an event list")
+    command.add_argument("cube", type=Path, metavar="CUBE", help="FITS cube, X-ray event list, or array in .mat or .npz")
+    command.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML; see configs/unmix.yaml")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    return command
+
+
+def run_unmix(args: argparse.Namespace, overrides: list[Override]) -> int:
+    """Write the maps of one cube and print their path."""
+    from diffinv.config import load
+    from diffinv.sections.unmix import UnmixConfig
+
+    loaded = load(UnmixConfig, args.config, overrides)
+    from diffinv.assembly.unmixing import unmix_file
+
+    print(unmix_file(loaded, args.cube, args.out, lambda line: print(f"diffinv: {line}", file=sys.stderr, flush=True)))
     return 0

@@ -207,7 +207,7 @@ def linear_parts(spectra: Tensor, anchors: Tensor, tolerance: float) -> dict[str
     values, vectors = torch.linalg.eigh(scaled.mT @ scaled / len(scaled))
     spread, basis = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
     rank = rank_of(spectra, centre, scale, basis, tolerance)
-    basis, spread = basis[:, :rank], spread[:rank]
+    basis, spread = basis[:, :rank].contiguous(), spread[:rank]
     whitened = (((anchors.log() - centre) / scale) @ basis) / spread
     return {"centre": centre, "scale": scale, "basis": basis, "spread": spread, "anchors": whitened}
 

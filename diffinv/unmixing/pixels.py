@@ -109,7 +109,8 @@ def start_amplitude(data: SpectralData, shapes: Tensor, *, iterations: int = 4) 
     """
     y = torch.where(data.good, data.y - data.background, 0.0)
     mask = data.good.to(y.dtype)
-    level = y.sum(1).clamp_min(0.5) / (shapes.sum(1) * mask).sum(1).clamp_min(1e-300)
+    seen = (shapes.sum(1) * mask).sum(1)
+    level = torch.where(seen > 0, y.sum(1).clamp_min(0.5) / torch.where(seen > 0, seen, 1.0), 0.0)
     amplitude = level[:, None].expand(-1, shapes.shape[1]).clone()
     for _ in range(iterations if shapes.shape[1] > 1 else 1):
         model = (amplitude[:, None] @ shapes)[:, 0]
@@ -200,7 +201,7 @@ def _solve(gradient: Tensor, fisher: Tensor, held: Tensor, damping: Tensor) -> T
     """(H + λ diag H) δ = g over the variables that are not held, δ = 0 on the others."""
     free = ~held
     diagonal = fisher.diagonal(dim1=-2, dim2=-1)
-    ridge = torch.where(free & (diagonal > 0), damping[:, None] * diagonal + 1e-10 * diagonal.amax(1, keepdim=True), 1.0)
+    ridge = torch.where(free & (diagonal > 0), (damping[:, None] + 1e-12) * diagonal, 1.0)
     system = torch.where(free[:, :, None] & free[:, None], fisher, 0.0)
     scale = torch.where(free & (diagonal > 0), diagonal, 1.0).rsqrt()
     system = scale[:, :, None] * (system + torch.diag_embed(ridge)) * scale[:, None]
@@ -221,10 +222,11 @@ def pooled(data: SpectralData, shape: tuple[int, int], factor: int) -> SpectralD
     used = add(whole.expand_as(data.good).to(data.y.dtype)) > 0
     y = add(torch.where(data.good, data.y, 0.0))
     background = add(torch.where(whole, data.background.expand_as(data.y), 0.0))
-    noise = replace(data.noise, mask=used & ~missing)
-    if isinstance(noise, Gaussian):
+    changes = {"mask": used & ~missing}
+    if isinstance(data.noise, Gaussian):
         variance = torch.where(data.good, data.noise.variance(torch.zeros_like(data.y)), 0.0)
-        noise = replace(noise, std=add(variance).sqrt())
+        changes["std"] = add(variance).sqrt()
+    noise = replace(data.noise, **changes)
     return SpectralData(y, noise, background)
 
 

@@ -1,0 +1,116 @@
+"""`diffinv unmix`: from a cube on disk to maps on disk, and what it says about bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffinv.cli import main
+from diffinv.config import load
+from diffinv.data.cubes import Cube, encode_cube
+from diffinv.data.fits import read_fits
+from diffinv.sections.unmix import UnmixConfig
+from diffinv.spectral.base import Grid, Parameter
+from diffinv.spectral.lines import GaussianLines
+
+SIDE, CHANNELS = 10, 30
+WCS = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 5.0, "CRPIX2": 5.0, "CRVAL1": 10.0, "CRVAL2": 20.0}
+WCS |= {"CDELT1": -1e-4, "CDELT2": 1e-4, "CUNIT1": "deg", "CUNIT2": "deg"}
+CONFIG = """
+components:
+  - name: gas
+    model: {kind: lines, centres: [5030.0], velocity: [-900, 900], width: [100, 700]}
+    fixed: {width: 300}
+  - name: stars
+    model: {kind: flat}
+maps: {scales: 2, starts: [0.25, 0.5, 0.75]}
+"""
+
+
+def cube_of_a_line(seed: int = 0) -> tuple[Cube, np.ndarray]:
+    """A line on a continuum, with Gaussian noise, a velocity gradient, one empty pixel and one bad channel; and the velocity."""
+    edges = np.linspace(5000.0, 5060.0, CHANNELS + 1)
+    grid = Grid.of(edges.tolist(), "Angstrom")
+    velocity = np.broadcast_to(np.linspace(-300, 300, SIDE), (SIDE, SIDE)).copy()
+    boxes = (Parameter("velocity", "km/s", -900, 900), Parameter("width", "km/s", 100, 700))
+    model = GaussianLines(grid, torch.tensor([5030.0]).double(), torch.ones(1).double(), *boxes)
+    theta = torch.from_numpy(np.stack([velocity.ravel(), np.full(SIDE * SIDE, 300.0)], -1))
+    data = (40 * model(theta).numpy() + 3).T.reshape(CHANNELS, SIDE, SIDE)
+    data = data + np.random.default_rng(seed).standard_normal(data.shape)
+    data[:, 3, 4], data[7, 6, 6] = np.nan, np.inf
+    good = np.isfinite(data)
+    cube = Cube(np.where(good, data, 0.0), np.where(good, 1.0, 0.0), good, edges[:-1], edges[1:], "Angstrom", "erg", wcs=WCS)
+    return cube, velocity
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    folder = tmp_path_factory.mktemp("unmix")
+    cube, velocity = cube_of_a_line()
+    (folder / "cube.fits").write_bytes(encode_cube(cube))
+    (folder / "run.yaml").write_text(CONFIG)
+    assert main(["unmix", str(folder / "cube.fits"), "--config", str(folder / "run.yaml"), "--out", str(folder / "out")]) == 0
+    return folder / "out" / "cube-maps.fits", velocity
+
+
+def test_velocity_and_its_errors_are_right_and_the_hole_is_flagged(product: tuple[Path, np.ndarray]) -> None:
+    path, velocity = product
+    file = read_fits(path)
+    mean, std = (file.named(name)[0] for name in ("MEAN", "STD"))
+    assert (mean.header["COMPNAME"], mean.header["PARAM"], mean.header["BUNIT"]) == ("gas", "velocity", "km/s")
+    flag = file.named("FLAG")[0].data
+    assert flag[3, 4] == 1 and (flag != 0).sum() == 1
+    error = (mean.data - velocity) / std.data
+    assert 0.5 < (np.abs(error) < 1).mean() < 0.95 and (np.abs(error) < 3).mean() > 0.97
+    assert np.abs(mean.data - velocity).mean() < 40
+    q05, q95 = (file.named(name)[0].data for name in ("Q05", "Q95"))
+    np.testing.assert_allclose(q95 - q05, 2 * 1.6448536 * std.data, rtol=1e-4)
+
+
+def test_world_coordinates_amplitudes_and_residuals_are_kept(product: tuple[Path, np.ndarray]) -> None:
+    file = read_fits(product[0])
+    for plane in file.planes[1:]:
+        assert plane.header["CRVAL1"] == 10.0 and plane.header["CTYPE2"] == "DEC--TAN"
+    amplitudes = [plane for plane in file.named("AMP")]
+    assert [plane.header["COMPNAME"] for plane in amplitudes] == ["gas", "stars"]
+    assert np.nanmedian(amplitudes[0].data) == pytest.approx(40, rel=0.1)
+    assert np.nanmedian(amplitudes[1].data) == pytest.approx(3, rel=0.1)
+    residual = file.named("RESID")[0].data
+    assert residual.shape == (CHANNELS, SIDE, SIDE)
+    assert np.isnan(residual).sum() == CHANNELS + 1
+    assert np.nanstd(residual) == pytest.approx(1, abs=0.06)
+    assert file.named("FIT")[0].header["BUNIT"] == "erg"
+
+
+def test_the_shipped_configuration_is_valid() -> None:
+    loaded = load(UnmixConfig, Path("configs/unmix.yaml"))
+    assert loaded.config.components[0].log == ("kT",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("links: [[gas.speed, stars.x]]", "no parameter gas.speed"),
+        ("colour: red", "unknown key"),
+        ("cube: {rmf: none.rmf}", "none.rmf"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(change: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cube, _ = cube_of_a_line()
+    (tmp_path / "cube.fits").write_bytes(encode_cube(cube))
+    (tmp_path / "run.yaml").write_text(CONFIG + change + "\n")
+    code = main(["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_parameter_that_is_fixed_but_unknown_names_the_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cube, _ = cube_of_a_line()
+    (tmp_path / "cube.fits").write_bytes(encode_cube(cube))
+    (tmp_path / "run.yaml").write_text(CONFIG.replace("width: 300", "breadth: 300"))
+    assert main(["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]) == 2
+    assert "no parameter breadth" in capsys.readouterr().err

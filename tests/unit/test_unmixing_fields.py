@@ -1,0 +1,221 @@
+"""Gaussian fields over maps: exact posteriors, evidence, coverage, and what is reported of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from diffinv.core.rng import Rng
+from diffinv.noise.poisson import Poisson
+from diffinv.spectral.base import Parameter
+from diffinv.unmixing.fields import (
+    Field,
+    FieldPlan,
+    PseudoData,
+    exponential,
+    field_posterior,
+    fit_field,
+    log_evidence,
+    matern,
+    roughness,
+)
+from diffinv.unmixing.mixture import Coordinates, SpectralData
+from diffinv.unmixing.pipeline import UnmixingPlan, unmix
+from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, PixelPlan
+from diffinv.unmixing.posterior_maps import Posterior, flags, physical_moments, physical_quantile, predictive_check
+from tests.unit.test_unmixing_fit import CHANNELS, HOT, counts, full
+
+F64 = torch.float64
+FIELD = Field(
+    torch.tensor([0.4, 0.6], dtype=F64),
+    torch.tensor([[[0.1, 0.0], [-0.05, 0.1]], [[0.2, 0.0], [0.1, 0.1]]], dtype=F64),
+    torch.tensor([[2.0, 3.0], [6.0, 5.0]], dtype=F64),
+    torch.tensor([0.7], dtype=F64),
+)
+
+
+def places(side: int) -> tuple[Tensor, Tensor]:
+    """Distances and roughness of a square map."""
+    index = torch.arange(side * side)
+    xy = torch.stack([index // side, index % side], 1).to(F64)
+    rough = 0.5 + Rng([3]).uniform(torch.empty(1, side * side, 2, dtype=F64))[0]
+    return torch.cdist(xy, xy), rough
+
+
+def simulate(side: int, seed: int, sigma: float = 0.15) -> tuple[Tensor, PseudoData]:
+    """A truth drawn from FIELD, (N, 2), and pseudo-data of it with correlated noise of uneven size."""
+    distance, rough = places(side)
+    root = torch.linalg.cholesky(FIELD.covariance(distance, rough, rough) + 1e-10 * torch.eye(2 * side**2, dtype=F64))
+    rng = Rng([seed])
+    truth = FIELD.mean + (root @ rng.normal(torch.empty(1, 2 * side**2, dtype=F64))[0]).reshape(-1, 2)
+    half = (
+        sigma
+        * torch.tensor([[1.0, 0.0], [0.5, 0.8]], dtype=F64)
+        * (0.5 + torch.arange(side**2, dtype=F64) / side**2)[:, None, None]
+    )
+    value = truth + (half @ rng.normal(torch.empty(1, side**2, 2, 1, dtype=F64))[0])[..., 0]
+    return truth, PseudoData(value, half @ half.mT, rough, (side, side))
+
+
+def test_kernels_are_one_at_zero_and_fall_as_their_smoothness_says() -> None:
+    r = torch.tensor([0.0, 1e-4], dtype=F64)
+    assert 1 - float(exponential(r)[1]) == pytest.approx(1e-4, rel=1e-3)
+    assert 1 - float(matern(r)[1]) == pytest.approx(5 / 6 * 1e-8, rel=1e-3)
+    assert float(matern(r)[0]) == float(exponential(r)[0]) == 1
+
+
+def test_variance_is_the_diagonal_of_the_covariance() -> None:
+    distance, rough = places(4)
+    blocks = FIELD.covariance(distance, rough, rough).reshape(16, 2, 16, 2)
+    torch.testing.assert_close(FIELD.variance(rough), blocks[torch.arange(16), :, torch.arange(16)], rtol=1e-12, atol=0)
+
+
+def test_evidence_is_the_density_of_the_pseudo_data() -> None:
+    _, data = simulate(5, 0)
+    _, _, noise = data.window(slice(0, 5), slice(0, 5))
+    distance, rough = places(5)
+    expected = MultivariateNormal(FIELD.mean.repeat(25), FIELD.covariance(distance, rough, rough) + noise).log_prob(
+        data.value.flatten()
+    )
+    found = log_evidence(FIELD, data.value.flatten(), distance, rough, noise)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+def dense(data: PseudoData) -> tuple[Tensor, Tensor]:
+    """Posterior mean (N, P) and std (N, P) in one piece."""
+    side = data.shape[0]
+    distance, rough = places(side)
+    prior = FIELD.covariance(distance, rough, rough)
+    _, _, noise = data.window(slice(0, side), slice(0, side))
+    gain = torch.linalg.solve(prior + noise, prior).mT
+    mean = FIELD.mean + (gain @ (data.value - FIELD.mean).flatten()).reshape(-1, 2)
+    return mean, (prior - gain @ prior).diagonal().sqrt().reshape(-1, 2)
+
+
+def test_one_window_is_the_exact_posterior_and_windows_are_near_it() -> None:
+    _, data = simulate(14, 1)
+    mean, std = dense(data)
+    whole = field_posterior(data, FIELD, FieldPlan(block=5, margin=14))
+    torch.testing.assert_close(whole.mean, mean, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(whole.covariance.diagonal(dim1=1, dim2=2).sqrt(), std, rtol=1e-8, atol=1e-10)
+    parts = field_posterior(data, FIELD, FieldPlan(block=5, margin=6))
+    assert float(((parts.mean - mean) / std).abs().max()) < 0.1
+    assert float((parts.covariance.diagonal(dim1=1, dim2=2).sqrt() / std - 1).abs().max()) < 0.03
+    narrow = field_posterior(data, FIELD, FieldPlan(block=5, margin=0))
+    assert float(((narrow.mean - mean) / std).abs().max()) > 0.3
+
+
+def test_posterior_covers_truths_of_its_own_prior() -> None:
+    """Mean of z² over 12 maps of 100 pixels and two parameters: 1 ± 4 standard errors over maps."""
+    z2 = []
+    for seed in range(12):
+        truth, data = simulate(10, 100 + seed)
+        found = field_posterior(data, FIELD)
+        z2.append(float(((truth - found.mean) ** 2 / found.covariance.diagonal(dim1=1, dim2=2)).mean()))
+    z2 = torch.tensor(z2)
+    assert abs(float(z2.mean()) - 1) < 4 * float(z2.std()) / math.sqrt(len(z2))
+    assert float(z2.std()) / math.sqrt(len(z2)) < 0.1
+
+
+def test_a_fitted_field_has_more_evidence_than_the_true_one() -> None:
+    """And is near it: the posterior it gives has the truth's errors."""
+    truth, data = simulate(16, 7, sigma=0.05)
+    plan = FieldPlan(tile=16, tiles=1, iterations=30)
+    field = fit_field(data, plan)
+    distance, rough = places(16)
+    _, _, noise = data.window(slice(0, 16), slice(0, 16))
+    values = [float(log_evidence(f, data.value.flatten(), distance, rough, noise)) for f in (field, FIELD)]
+    assert values[1] - 0.5 < values[0] < values[1] + 15
+    found = field_posterior(data, field)
+    z2 = (truth - found.mean) ** 2 / found.covariance.diagonal(dim1=1, dim2=2)
+    assert float(z2.mean()) == pytest.approx(1, abs=0.2)
+
+
+def test_a_pixel_far_from_data_has_the_prior() -> None:
+    side = 20
+    fisher = torch.zeros(side**2, 2, 2, dtype=F64)
+    fisher[0] = 1e4 * torch.eye(2, dtype=F64)
+    u, rough = torch.full((side**2, 2), 0.5, dtype=F64), torch.ones(side**2, 2, dtype=F64)
+    short = replace(FIELD, lengths=torch.ones(2, 2, dtype=F64))
+    found = field_posterior(PseudoData.of(u, torch.zeros_like(u), fisher, rough, (side, side)), short)
+    torch.testing.assert_close(found.mean[-1], FIELD.mean, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.covariance[-1], FIELD.variance(rough)[-1], rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(found.mean[0], u[0], rtol=0, atol=1e-3)
+
+
+def test_roughness_is_large_at_an_edge_and_least_in_the_plain() -> None:
+    u = torch.zeros(32, 32, dtype=F64)
+    u[:, 16:] = 1
+    rough = roughness(torch.stack([u.flatten(), u.flatten()], 1), (32, 32)).reshape(32, 32, 2)
+    assert float(rough[:, 15:17].min()) > 1 > float(rough[:, :4].max())
+    assert float(rough.min()) == pytest.approx(0.1)
+
+
+def test_moments_and_quantiles_of_a_logarithmic_axis_are_those_of_the_lognormal() -> None:
+    axes = Coordinates((Parameter("kT", "keV", 0.5, 5.0), Parameter("z", "", -1.0, 1.0)), ("kT",))
+    mean, std = torch.tensor([[0.4, 0.7]], dtype=F64), torch.tensor([[0.1, 0.2]], dtype=F64)
+    centre, width = physical_moments(axes, mean, std)
+    m, s = math.log(0.5) + 0.4 * math.log(10), 0.1 * math.log(10)
+    expected = [math.exp(m + s * s / 2), -1 + 2 * 0.7]
+    assert centre[0].tolist() == pytest.approx(expected, rel=1e-9)
+    assert width[0].tolist() == pytest.approx([expected[0] * math.sqrt(math.exp(s * s) - 1), 0.4], rel=1e-6)
+    quantile = physical_quantile(axes, mean, std, 0.95)
+    assert quantile[0].tolist() == pytest.approx([math.exp(m + 1.6448536 * s), -1 + 2 * (0.7 + 1.6448536 * 0.2)], rel=1e-6)
+
+
+def test_flags_say_what_is_wrong() -> None:
+    u = torch.tensor([[0.5, 0.5], [1.1, 0.5], [0.5, 0.5], [0.5, -0.1]], dtype=F64)
+    given = torch.tensor([0, 0, NODATA, 0])
+    misfit = torch.tensor([0.0, 0.0, 0.0, 9.0])
+    assert flags(u, given, misfit).tolist() == [0, EXTRAPOLATED, NODATA, EXTRAPOLATED | CHI2_BAD]
+
+
+def test_predictive_check_is_calm_for_the_model_and_sees_a_wrong_channel() -> None:
+    count = 400
+    amplitude, u = full(400.0, count), torch.full((count, 2), 0.5, dtype=F64)
+    data = counts(HOT, amplitude, u)
+    y = data.y.clone()
+    y[0, 2] += 60
+    tiny = 1e-8 * torch.eye(2, dtype=F64).expand(count, 2, 2)
+    found = Posterior(u, tiny, amplitude, full(1e-6, count), FIELD)
+    z = predictive_check(HOT, replace(data, y=y), found, Rng.for_draws(1, range(count), 1), draws=48)
+    assert float(z[0]) > 8
+    assert abs(float(z[1:].mean())) < 4 * 1.05 / math.sqrt(count)
+    assert float(z[1:].std()) == pytest.approx(1, abs=0.15)
+
+
+def test_unmixing_covers_and_fills_what_is_missing() -> None:
+    """A map of 20 × 20 with an edge: errors below the pixels', coverage of ±σ within what 800 dependent values allow."""
+    side = 20
+    ramp = torch.linspace(0.3, 0.6, side, dtype=F64)
+    u = torch.stack([ramp[:, None].expand(side, side), ramp[None].expand(side, side)], -1).reshape(-1, 2).clone()
+    u[: side * 6, 1] += 0.2
+    data = counts(HOT, full(200.0, side**2), u)
+    mask = torch.ones(side**2, CHANNELS, dtype=torch.bool)
+    mask[side * 12 + 7] = False
+    broken = replace(data, y=data.y.where(mask, torch.nan), noise=replace(data.noise, mask=mask))
+    found = unmix(HOT, broken, (side, side), UnmixingPlan(PixelPlan((0.25, 0.5, 0.75))))
+    hole = side * 12 + 7
+    assert int(found.flags[hole]) == NODATA and int((found.flags & NODATA).sum()) == NODATA
+    assert bool(found.posterior.u.isfinite().all()) and bool((found.posterior.std > 0).all())
+    assert float((found.posterior.u[hole] - u[hole]).abs().max()) < 0.1
+    z = (found.posterior.u - u) / found.posterior.std
+    assert 0.55 < float((z.abs() < 1).double().mean()) < 0.9
+    assert float((z.abs() < 3).double().mean()) > 0.97
+
+
+def test_poisson_pixels_without_counts_are_no_obstacle() -> None:
+    side = 8
+    u = torch.full((side**2, 2), 0.5, dtype=F64)
+    noise = Poisson(torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64), floor=1e-9)
+    data = counts(HOT, full(100.0, side**2), u)
+    y = data.y.clone()
+    y[:3] = 0
+    found = unmix(HOT, SpectralData(y, noise, data.background), (side, side), UnmixingPlan(PixelPlan((0.25, 0.75)), rounds=2))
+    assert bool(found.posterior.u.isfinite().all()) and bool(found.posterior.amplitude.isfinite().all())
+    assert float(found.posterior.amplitude[:3].max()) < 10
