@@ -1,4 +1,4 @@
-"""The command line: `diffinv sample | train | simulate | evaluate | calibrate | inspect | report | status | merge`.
+"""The command line: `diffinv sample | train | unmix | simulate | evaluate | calibrate | inspect | report | status | merge`.
 
 Heavy libraries are imported by the commands, after parsing. Exit codes: 0 all done, 2 usage or configuration, 3 partly done,
 4 some objects quarantined, 74 disk, 130 and 143 interrupted. Invariant: an error that a user can mend is one line a problem
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffinv import __version__
-from diffinv.commands import add_calibrate, add_evaluate, run_calibrate
+from diffinv.commands import add_calibrate, add_evaluate, add_unmix, run_calibrate, run_unmix
 
 if TYPE_CHECKING:
     from diffinv.config import Loaded, Override
@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--out", type=Path, required=True, metavar="DIR")
     _add_set(simulate)
     simulate.set_defaults(run=_simulate)
+    unmix = add_unmix(commands)
+    _add_set(unmix)
+    unmix.set_defaults(run=_unmix)
     add_evaluate(commands)
     calibrate = add_calibrate(commands)
     _add_set(calibrate)
@@ -343,6 +346,10 @@ def _simulate(args: argparse.Namespace) -> int:
     for path in mocks.write(args.out):
         print(path)
     return DONE
+
+
+def _unmix(args: argparse.Namespace) -> int:
+    return run_unmix(args, _overrides(args))
 
 
 def _mocks() -> type[Mocks]:
