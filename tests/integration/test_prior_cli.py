@@ -66,6 +66,7 @@ def tiny(name: str, files: dict[str, Path], **changes: Any) -> dict[str, Any]:
         config["learning"] |= EM | ({"iterations": 2} if "iterations" in config["learning"] else {})
         config["learning"] |= {"rank": 4} if "rank" in config["learning"] else {}
         config["learning"] |= {"first_steps": 3} if "first_steps" in config["learning"] else {}
+        config["learning"] |= {"views": config["learning"]["views"][:1]} if "views" in config["learning"] else {}
     if "more" in config:
         config["more"]["data"]["path"] = str(files["simulated"])
     for key, value in changes.items():
@@ -85,7 +86,7 @@ NAMES = ("clean", "noisy", "mixed", "masked", "blurred", "em")
 SAYS = {
     "noisy": ("noise: {'std': [",),
     "masked": ("Gaussian start", "identifiability", "lap 1: held-out χ²"),
-    "blurred": ("Gaussian start", "Product", "lap 1: held-out χ²"),
+    "blurred": ("Gaussian start", "without QuarterTurns", "lap 1: held-out χ²"),
     "em": ("lap 0: 20 draws", "of 1 passes", "of 4 passes", "risk"),
 }
 
