@@ -159,7 +159,8 @@ def flag_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
         p = np.array([float(row["chi2_p"]) for row in here])
         row: Row = {"bin": label, "objects": len(here), "chi2_bad": float(np.mean([int(r["chi2_bad"]) for r in here]))}
         row["chi2_extreme"] = float(np.mean(p[np.isfinite(p)] <= EXTREME)) if np.isfinite(p).any() else math.nan
-        row["prior_driven_on_source"] = float(np.nanmean([float(r["prior_driven_on_source"]) for r in here]))
+        driven = np.array([float(r["prior_driven_on_source"]) for r in here])
+        row["prior_driven_on_source"] = float(np.nanmean(driven)) if np.isfinite(driven).any() else math.nan
         for kind in ("true", "false"):
             total = sum(int(r.get(f"features_{kind}", 0)) for r in here)
             flagged = sum(int(r.get(f"features_{kind}_flagged", 0)) for r in here)

@@ -8,8 +8,9 @@ With L_i(f) the share of values of object i that need more than f, conformal ris
 
     f̂ = min{f : (Σ_i L_i(f) + 1)/(N + 1) ≤ α},    and then E L ≤ α for the next object,
 
-whatever the sampler does, and no looser than 1/(N + 1) where r has no ties. For one value an object it is split conformal
-prediction. f̂ < 1 narrows intervals that were too wide. The promise is marginal, over objects like those of the fit.
+whatever the sampler does, and E L ≥ α − 2/(N + 1) where r has no ties. For one value an object it is split conformal prediction;
+for many pixels it aims at α − (1 − α)/N outside, so that fewer than 20 objects make 95 % and more of 90 %. f̂ < 1 narrows
+intervals that were too wide. The promise is marginal, over objects like those of the fit.
 References: Angelopoulos, Bates, Fisch, Lei & Schuster, *Conformal Risk Control*, 2022, arXiv:2208.02814; Romano, Patterson &
 Candès, *Conformalized Quantile Regression*, 2019, arXiv:1905.03222.
 """
