@@ -16,6 +16,7 @@ import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
+from diffinv.data.null_space import error_maps
 from diffinv.data.products import Exposure, Product, Quality, read_product
 from diffinv.report.charts import CSS as CHARTS
 from diffinv.report.figures import BRIGHTNESS, SIGNED, SPREAD, Linear, Scale, colour_bar, png, shared_stretch, spread_scale
@@ -177,6 +178,7 @@ def _band_row(product: Product, k: int, stretch: Scale, spreads: Scale) -> str:
         figures.append(_figure("samples", unit, [png(d, stretch, BRIGHTNESS) for d in draws], stretch, BRIGHTNESS, blink=True))
     if product.truth is not None:
         figures.append(_figure("truth", unit, [png(product.truth[k] / area, stretch, BRIGHTNESS)], stretch, BRIGHTNESS))
+        figures += _errors(product, k, unit)
     sigmas = Linear(-4.0, 4.0)
     for e in exposures:
         residual = e.residual if e.image is None else np.where(np.isfinite(e.image), e.residual, np.nan)
@@ -184,6 +186,17 @@ def _band_row(product: Product, k: int, stretch: Scale, spreads: Scale) -> str:
     comparison = _comparison(product, k)
     heading = f"<p class='band'>band {escape(name)}{' · ' + comparison if comparison else ''}</p>"
     return f"{heading}<div class='row'>{''.join(figures)}</div>"
+
+
+def _errors(product: Product, k: int, unit: str) -> list[str]:
+    """The error of the mean: what the data could have corrected, and what is in the null space of the instrument."""
+    maps = error_maps(product, k, product.truth[k])
+    if maps is None:
+        return []
+    area, top = product.grid.pixel_scale**2, max(float(np.abs(m).max()) for m in maps)
+    scale = Linear(-top / area, top / area) if top > 0 else Linear(-1.0, 1.0)
+    titles = ("error the data see", "error in the null space")
+    return [_figure(t, unit, [png(m / area, scale, SIGNED)], scale, SIGNED) for t, m in zip(titles, maps, strict=True)]
 
 
 def _data_figure(exposure: Exposure, stretch: Scale, unit: str) -> str:
