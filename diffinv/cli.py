@@ -306,11 +306,12 @@ def _finish(args: argparse.Namespace, entries: Sequence[Entry], outcome: Outcome
 
 def _train(args: argparse.Namespace) -> int:
     from diffinv.assembly.training import train
-    from diffinv.engine.learn import is_main_process
 
     out = args.out if args.out is not None else Path("out") / args.config.stem
     say = lambda line: print(f"diffinv: {line}", file=sys.stderr, flush=True)
     path = train(args.config, _overrides(args), out, resume=args.resume, new_run=args.new_run, say=say)
+    from diffinv.engine.learn import is_main_process
+
     if is_main_process():
         print(path)
     return DONE

@@ -1,15 +1,14 @@
-"""`diffinv train`: a reconstructor, or a prior where the configuration has a section of that name."""
+"""`diffinv train`: a reconstructor, or a prior where the configuration has a section of that name.
+
+What trains is imported when the configuration has been read, so that a mistake in it is named at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diffinv.assembly.job import build_job
-from diffinv.assembly.prior import build_prior_job
 from diffinv.config import Override, has_section, load
-from diffinv.engine.learn import learn
-from diffinv.engine.prior import learn_prior
 from diffinv.sections.prior import PriorConfig
 from diffinv.sections.train import TrainConfig
 
@@ -23,7 +22,13 @@ def train(
     Raises: as `learn` and `learn_prior`.
     """
     if has_section(path, "prior"):
-        loaded = load(PriorConfig, path, overrides)
-        return learn_prior(build_prior_job(loaded, path.parent), out, resume=resume, say=say)
+        prior = load(PriorConfig, path, overrides)
+        from diffinv.assembly.prior import build_prior_job
+        from diffinv.engine.prior import learn_prior
+
+        return learn_prior(build_prior_job(prior, path.parent), out, resume=resume, say=say)
     loaded = load(TrainConfig, path, overrides)
+    from diffinv.assembly.job import build_job
+    from diffinv.engine.learn import learn
+
     return learn(build_job(loaded, path.parent), out, resume=resume, new_run=new_run, say=say)

@@ -27,6 +27,7 @@ from diffinv.sections.calibrate import CalibrateConfig
 from diffinv.sections.prior import PriorConfig
 from diffinv.sections.sample import SampleConfig, SimulateConfig
 from diffinv.sections.train import DataSection, TrainConfig, TrainingSection
+from diffinv.sections.unmix import UnmixConfig
 from diffinv.training.plan import TrainingPlan
 from tests.small import card
 
@@ -130,6 +131,10 @@ def test_every_file_in_configs_loads_and_means_something(path: Path) -> None:
     if path.read_text().startswith("simulate:") or "\nsimulate:" in path.read_text():
         section = load(SimulateConfig, path).config.simulate
         assert Mocks(**{name: getattr(section, name) for name in type(section).model_fields}).count >= 1
+        return
+    if path.name == "unmix.yaml":
+        config = load(UnmixConfig, path).config
+        assert all(set(c.box).isdisjoint(c.fixed) for c in config.components) and config.maps.rounds >= 1
         return
     if path.parent.name == "sites":
         site = read_site(path)
