@@ -123,9 +123,13 @@ class PseudoData:
 
 
 def roughness(u: Tensor, shape: tuple[int, int]) -> Tensor:
-    """e (N, P): local rms of the three finest starlet scales of a map u (N, P), over its rms, and 0.1 at least."""
-    details = Starlet(_FINE).forward(u.T.reshape(-1, 1, *shape))
-    local = Starlet(_FINE).smooth(details.pow(2).sum(1, keepdim=True), 1).flatten(1).T.clamp_min(0)
+    """e (N, P): local rms of the three finest starlet scales of a map u (N, P), over its rms, and 0.1 at least.
+
+    The squares are smoothed twice, as c₂ of a starlet is: the second smoothing alone has holes.
+    """
+    starlet = Starlet(_FINE)
+    squares = starlet.forward(u.T.reshape(-1, 1, *shape)).pow(2).sum(1, keepdim=True)
+    local = starlet.smooth(starlet.smooth(squares, 0), 1).flatten(1).T.clamp_min(0)
     return (local / local.mean(0).clamp_min(1e-12)).sqrt().clamp_min(_CALM)
 
 

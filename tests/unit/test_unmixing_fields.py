@@ -148,6 +148,13 @@ def test_a_pixel_far_from_data_has_the_prior() -> None:
     torch.testing.assert_close(found.mean[0], u[0], rtol=0, atol=1e-3)
 
 
+def test_roughness_falls_off_from_a_clump_without_holes() -> None:
+    u = torch.zeros(33, 33, dtype=F64)
+    u[16, 16] = 1.0
+    row = roughness(u.reshape(-1, 1), (33, 33)).reshape(33, 33)[16, 16:24]
+    assert bool((row[1:] <= row[:-1]).all())
+
+
 def test_roughness_is_large_at_an_edge_and_least_in_the_plain() -> None:
     u = torch.zeros(32, 32, dtype=F64)
     u[:, 16:] = 1
