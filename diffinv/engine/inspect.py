@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from diffinv.core.checks import InputError
+from diffinv.core.duration import duration
 from diffinv.core.linalg import dot
 from diffinv.core.rng import Rng
 from diffinv.core.types import Image, Sigma
@@ -118,7 +119,7 @@ def _cost_lines(channels: tuple[Channel, ...], prior: Prior, method: Method, dra
     cost = foresee_cost(channels, prior, method, draws, max_batch)
     passes = f"at most {cost.passes:.0f} network passes a draw and tile"
     return [
-        f"time       about {_duration(cost.seconds)} on this {cost.device} ({passes})",
+        f"time       about {duration(cost.seconds)} on this {cost.device} ({passes})",
         f"memory     about {cost.memory / 2**30:.2g} GiB at {cost.rows} rows at once (sampler.max_batch)",
     ]
 
@@ -150,8 +151,8 @@ def foresee_run(run: Run, entries: Sequence[Entry], processes: int) -> str:
         cost = foresee_cost(channels, run.prior, plan.method, plan.draws, plan.max_batch, processes)
         total, memory = math.ceil(len(entries) / processes) * cost.seconds, processes * cost.memory / 2**30
         return (
-            f"{len(entries)} to do, about {_duration(total)} with {processes} at once on this {cost.device} "
-            f"({_duration(cost.seconds)} each), and {memory:.2g} GiB of memory at {cost.rows} rows a process"
+            f"{len(entries)} to do, about {duration(total)} with {processes} at once on this {cost.device} "
+            f"({duration(cost.seconds)} each), and {memory:.2g} GiB of memory at {cost.rows} rows a process"
         )
     return f"{len(entries)} to do; none of the first {min(len(entries), _LOOKED_AT)} can be read"
 
@@ -223,7 +224,3 @@ def _time_passes(prior: Prior, x: torch.Tensor, sigma: torch.Tensor) -> float:
     output = prior(x, sigma)
     float(torch.autograd.grad(dot(output, output).sum(), x)[0].sum())  # waits for the device
     return time.perf_counter() - start
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from diffinv.core.checks import ConfigError, DiffinvError
+from diffinv.core.duration import duration
 from diffinv.core.rng import Rng
 from diffinv.data.atomic import remove_parts, write_atomically
 from diffinv.losses.base import Loss
@@ -175,7 +175,7 @@ class ExpectationMaximisation:
         seconds = rows * step.passes * _seconds(prior, x) / ranks + 3 * plan.steps * plan.batch_size * _seconds(self.model, x)
         return (
             f"lap {lap}: {rows} draws of {step.passes:g} passes, {plan.steps} steps of {plan.batch_size * ranks} images: "
-            f"about {_duration(seconds)}"
+            f"about {duration(seconds)}"
         )
 
     def _streams(self, lap: int, rows: range | Tensor) -> Rng:
@@ -239,9 +239,3 @@ def _seconds(network: Denoiser, x: Tensor) -> float:
         start = time.monotonic()
         network(x, torch.ones(len(x), device=x.device))
     return (time.monotonic() - start) / len(x)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
