@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
+from diffinv.data.cube_channels import cut, with_scatter
 from diffinv.data.cubes import Cube, read_array_cube, read_cube
 from diffinv.data.events import Window, bin_events, covering, read_events
 from diffinv.data.fits import read_fits
@@ -27,7 +28,8 @@ class CubeOptions:
     rmf, arf: response of X-ray data (no ARF where the RMF has the area), else None. energies: keV, the range of an event list.
     channels_a_bin: detector channels that become one of the cube. pixel: sky pixels of an event list a pixel of the image.
     region: of an event list: sky X and Y of the image's lower left corner, its height and width in pixels; None takes all.
-    array: name of the array in a .mat or .npz file, None for the only one.
+    array: name of the array in a .mat or .npz file, None for the only one. line_free: ranges whose scatter replaces the
+    variance, or none; window: the channels to use, of a cube without response, None for all; both in the unit of its axis.
     """
 
     rmf: Path | None = None
@@ -37,13 +39,15 @@ class CubeOptions:
     pixel: float | None = None
     region: tuple[float, float, int, int] | None = None
     array: str | None = None
+    line_free: tuple[tuple[float, float], ...] = ()
+    window: tuple[float, float] | None = None
 
 
 def open_cube(path: str | Path, options: CubeOptions) -> tuple[Cube, Response | None]:
     """A cube, and the response in its channels where one is given.
 
     Raises: InputError if the file cannot be read, an event list comes without response, energies or pixel size, or the cube's
-        channels are not made of the response's.
+        channels are not made of the response's, or channels of it are asked for that it does not have.
     """
     path = Path(path)
     if path.suffix in _ARRAYS:
@@ -52,9 +56,19 @@ def open_cube(path: str | Path, options: CubeOptions) -> tuple[Cube, Response | 
     if any(table.name == "EVENTS" for table in read_fits(path).tables):
         cube, binning = _from_events(path, rmf, options)
     else:
-        cube = read_cube(path)
+        cube = _chosen(read_cube(path), path, rmf, options)
         binning = None if rmf is None else binning_of(cube, rmf, str(path))
     return cube, None if rmf is None else join(rmf, None if options.arf is None else read_arf(options.arf), binning)
+
+
+def _chosen(cube: Cube, path: Path, rmf: Rmf | None, options: CubeOptions) -> Cube:
+    if rmf is not None and (options.line_free or options.window):
+        raise InputError(f"{path}: window and line_free are of cubes without a response; bin the events in another range.")
+    try:
+        measured = with_scatter(cube, options.line_free) if options.line_free else cube
+        return cut(measured, options.window) if options.window else measured
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def binning_of(cube: Cube, rmf: Rmf, owner: str) -> Binning:

@@ -16,7 +16,8 @@ class CubeSection(Section):
 
     rmf, arf: response of X-ray data. energies: keV, pixel: sky pixels a pixel of the image, channels_a_bin and region (x, y,
     height, width): of an event list. array: name in a .mat or .npz file. exposure: s, where the file does not say it.
-    background: expected counts (or flux) a channel and pixel beside the components.
+    background: expected counts (or flux) a channel and pixel beside the components. window: channels to use, and line_free:
+    ranges whose scatter in each pixel replaces the file's variance, both of IFU cubes and in the unit of their axis.
     """
 
     rmf: Path | None = None
@@ -27,6 +28,8 @@ class CubeSection(Section):
     region: tuple[Number, Number, Count, Count] | None = None
     array: str | None = None
     exposure: Positive | None = None
+    window: Range | None = None
+    line_free: tuple[Range, ...] = ()
     background: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 

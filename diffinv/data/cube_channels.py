@@ -1,0 +1,81 @@
+"""Which channels of a cube are used, and how noisy they are where the file's variance cannot be right.
+
+The variance of an IFU cube may hold what differs between exposures (seeing, pointing, calibration), which multiplies a whole
+spectrum and is no noise between its channels. Where lines are fitted, the scatter about the continuum is measured instead.
+Invariant: the data are not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from diffinv.core.checks import InputError
+from diffinv.data.cubes import Cube
+
+_MAD = 0.6744897501960817  # of a standard normal variable
+_FEWEST = 10  # channels that a scatter is measured from
+
+Range = tuple[float, float]
+
+
+def inside(cube: Cube, ranges: Sequence[Range]) -> np.ndarray:
+    """(K,), True for channels whose middle lies in one of the ranges, in the unit of the cube's axis.
+
+    Raises: InputError if a range holds no channel.
+    """
+    rows = [(cube.centre >= low) & (cube.centre <= high) for low, high in ranges]
+    for (low, high), row in zip(ranges, rows, strict=True):
+        if not row.any():
+            raise InputError(
+                f"no channel of the cube lies in {low:g}–{high:g} {cube.unit}; it has {cube.low[0]:g}–{cube.high[-1]:g}."
+            )
+    return np.any(rows, axis=0)
+
+
+def cut(cube: Cube, window: Range) -> Cube:
+    """The channels of one range. Raises: InputError if there are none."""
+    kept = inside(cube, [window])
+    variance = None if cube.variance is None else cube.variance[kept]
+    axis = {"low": cube.low[kept], "high": cube.high[kept]}
+    return replace(cube, data=cube.data[kept], variance=variance, mask=cube.mask[kept], **axis)
+
+
+def with_scatter(cube: Cube, ranges: Sequence[Range]) -> Cube:
+    """The cube with one variance a pixel: of its values in `ranges` about a straight line.
+
+    σ = MAD/0.6745 · √(n/(n − 2)), n good channels, the line's slope through the medians of both halves: blind to what lies
+    outside the ranges and to a few bad values within.
+
+    References: Tukey, *Exploratory data analysis*, 1977 (the resistant line).
+
+    Arguments: ranges: without lines, in the unit of the axis.
+    Raises: InputError if a pixel with data has fewer than 10 good channels there, or does not vary.
+    """
+    kept = inside(cube, ranges)
+    x = cube.centre[kept]
+    good = cube.mask[kept].reshape(len(x), -1)
+    values = cube.data[kept].reshape(len(x), -1)
+    variance = np.zeros(cube.data.shape)
+    for pixel, place in enumerate(np.ndindex(cube.data.shape[1:])):
+        seen = good[:, pixel]
+        if cube.empty[place]:
+            continue
+        spread = _spread(x[seen], values[seen, pixel]) if seen.sum() >= _FEWEST else 0.0
+        if spread == 0:
+            raise InputError(
+                f"pixel {place} has {seen.sum()} good channels and scatter {spread:g} in the ranges given; "
+                f"it needs {_FEWEST} and more than 0: give wider ranges, or mask it."
+            )
+        variance[:, place[0], place[1]] = spread**2
+    return replace(cube, variance=np.where(cube.mask, variance, 0.0))
+
+
+def _spread(x: np.ndarray, y: np.ndarray) -> float:
+    half, count = x > np.median(x), len(x)
+    ends = [(np.median(x[side]), np.median(y[side])) for side in (~half, half)]
+    slope = (ends[1][1] - ends[0][1]) / (ends[1][0] - ends[0][0])
+    residual = y - slope * x
+    return float(np.median(np.abs(residual - np.median(residual))) / _MAD * np.sqrt(count / (count - 2)))
