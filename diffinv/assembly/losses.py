@@ -8,6 +8,7 @@ from functools import singledispatch
 from diffinv.config import Section
 from diffinv.core.checks import ConfigError
 from diffinv.engine.learn import Levels
+from diffinv.engine.levels import sampling_weight
 from diffinv.losses.base import Loss
 from diffinv.losses.denoisers import Neighbor2Neighbor, Noise2Score
 from diffinv.losses.derivative import FiniteDifference, ForwardMode, Slope
@@ -118,7 +119,7 @@ def _(section: s.ConsistencyLoss, levels: Levels, pairs: bool) -> Loss:
 
 @_loss.register
 def _(section: s.SureLoss, levels: Levels, pairs: bool) -> Loss:
-    return Sure(_slope(section))
+    return Sure(_slope(section), sampling_weight(levels.source) if section.ensure else None)
 
 
 @_loss.register

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,3 +56,10 @@ def check_positive(owner: str, field: str, value: Tensor, remedy: str) -> None:
     if not bool(((value > 0) & value.isfinite()).all()):
         worst = value[~((value > 0) & value.isfinite())].flatten()[0].item()
         raise DiffinvError(f"{owner}: {field} must be finite and > 0, got {worst}; {remedy}")
+
+
+def check_weights(owner: str, state: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless every number of a file's weights is finite."""
+    for name, weight in state.items():
+        if not bool(weight.isfinite().all()):
+            raise InputError(f"{owner}: the weights {name!r} hold NaN or infinite values; train it again, or fetch a whole copy.")

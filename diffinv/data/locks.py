@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from diffinv.core.checks import ConfigError
 
 SHARED, ALONE = fcntl.LOCK_SH, fcntl.LOCK_EX
-_REFUSED = (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_FILE = ".lock"
 
 
 def lock(descriptor: int, kind: int, *, wait: bool) -> bool:
@@ -17,7 +25,46 @@ def lock(descriptor: int, kind: int, *, wait: bool) -> bool:
     try:
         fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _REFUSED:
+        if error.errno in _HELD + _NO_LOCKS:
             return False
         raise
     return True
+
+
+@contextmanager
+def only_one_in(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made if missing, for this process; when the block ends nothing of the lock is left, nor an empty folder.
+
+    Where a file system has no locks, nothing is held.
+    Raises: ConfigError if another living process holds it.
+    """
+    descriptor = _open_lock(folder)
+    try:
+        yield
+    finally:
+        (folder / _FILE).unlink(missing_ok=True)
+        os.close(descriptor)
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+def _open_lock(folder: Path) -> int:
+    """The locked file of a folder."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / _FILE, os.O_WRONLY | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder was removed as empty just now
+            continue
+        try:
+            fcntl.flock(descriptor, ALONE | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return descriptor
+            os.close(descriptor)
+            if error.errno in _HELD:
+                raise ConfigError(f"{folder}: another process is training there; wait for it, or give another --out.") from error
+            raise
+        if os.fstat(descriptor).st_nlink:  # else its last holder removed it in between
+            return descriptor
+        os.close(descriptor)

@@ -11,6 +11,7 @@ import base64
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from diffinv.core.checks import ConfigError, DiffinvError, UnsupportedError
 from diffinv.core.rng import Rng
 from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import Plane, encode_fits
+from diffinv.data.locks import only_one_in
 from diffinv.engine.commute import check_moves
 from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, take, white_twin
 from diffinv.engine.run import differences, is_out_of_memory
@@ -43,10 +45,13 @@ _ELEMENTS, _REHEARSAL = 0x1DE, 0x2EA
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """What losses with numbers in the data's unit are built with. scale: s. start: of multipliers, a variance in s²."""
+    """What losses are built with that take numbers from the data. scale: s. start: of multipliers, a variance in s². source: of
+    the rows to learn from, in units of s.
+    """
 
     scale: float
     start: float | None
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,10 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
     differences, and where memory does not suffice; UnsupportedError where the loss cannot do with the data, a group adds
     nothing, or too much is unseen.
     """
+    _check_folder(out, resume=resume, new_run=new_run)
     try:
-        return _learn(job, out, resume=resume, new_run=new_run, say=say)
+        with only_one_in(out) if is_main_process() else nullcontext():
+            return _learn(job, out, resume=resume, new_run=new_run, say=say)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -114,11 +121,10 @@ def learn(job: Job, out: Path, *, resume: bool, new_run: bool = False, say: Call
 def _learn(job: Job, out: Path, *, resume: bool, new_run: bool, say: Callable[[str], None]) -> Path:
     main = is_main_process()
     tell = say if main else lambda line: None
-    _check_folder(out, resume)
     scale = image_scale(job.source) if job.scale is None else job.scale
-    levels = Levels(scale, _start(job, scale))
     train, held = _split(job)
     source, validation = Rescaled(train, scale), None if held is None else Rescaled(held, scale)
+    levels = Levels(scale, _start(job, scale), source)
     loss, shape = job.loss(levels), take(source, torch.tensor([0])).observation.image_shape
     model = job.design.build(shape)
     initialise(model, job.plan.seed)
@@ -182,9 +188,12 @@ def _split(job: Job) -> tuple[Source, Source | None]:
         raise ConfigError(f"{error} data.held_out: 0 trains on all rows, without validation.") from error
 
 
-def _check_folder(out: Path, resume: bool) -> None:
-    if (out / CHECKPOINT).exists() and not resume:
+def _check_folder(out: Path, *, resume: bool, new_run: bool) -> None:
+    begun = (out / CHECKPOINT).exists()
+    if begun and not resume:
         raise ConfigError(f"{out}: holds a training already; go on with --resume, or give another --out.")
+    if begun and not new_run and not (out / RECORD).exists():
+        raise ConfigError(f"{out}: holds a checkpoint without its {RECORD}; give another --out, or --new-run.")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give --out the name of a folder.")
 

@@ -24,7 +24,7 @@ from diffinv.reconstructors.backprojected import BackProjection
 from diffinv.reconstructors.observed import good_data, linear
 from diffinv.training.sources import Source
 
-SAMPLE, _CHUNK, _PIXELS = 256, 32, 4096
+SAMPLE, _CHUNK, _PIXELS, _ROWS = 256, 32, 4096, 8192
 _BRIGHT = 0.99
 
 
@@ -77,6 +77,15 @@ def _rough(observation: Observation) -> Tensor:
     linear("data.scale: auto", observation, "give data.scale as a number.")
     with torch.no_grad():
         return BackProjection()(observation).double()
+
+
+def sampling_weight(source: Source) -> Tensor:
+    """One over the share of rows in which a datum is good, 0 where it is good in none: (1, *data), over at most 8,192 rows."""
+    total, rows = torch.zeros(()), evenly(len(source), _ROWS)
+    for index in rows.split(_CHUNK):
+        total = total + good_data(take(source, index).observation).double().sum(0, keepdim=True)
+    share = total / len(rows)
+    return torch.where(share > 0, 1 / share, 0.0).float()
 
 
 def noise_std(source: Source) -> tuple[Tensor, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from diffinv.core.batched import Batched
 from diffinv.core.checks import ConfigError, InputError
 from diffinv.core.rng import Rng
 from diffinv.data.atomic import write_atomically
+from diffinv.data.locks import only_one_in
 from diffinv.engine.learn import is_main_process
 from diffinv.engine.levels import evenly, fingerprint, image_scale, take
 from diffinv.engine.run import differences
@@ -193,9 +195,16 @@ class PriorJob:
 def learn_prior(job: PriorJob, out: Path, *, resume: bool, say: Callable[[str], None]) -> Path:
     """Train, and write the prior to `out`; returns its path.
 
-    Raises: ConfigError if the folder holds a training and `resume` is not set, or another one, with the differences.
-    InputError for images that do not fit the card.
+    Raises: ConfigError if the folder holds a training and `resume` is not set, or another one, with the differences, or one
+    that is at work. InputError for images that do not fit the card.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file; give --out the name of a folder.")
+    with only_one_in(out) if is_main_process() else nullcontext():
+        return _learn_prior(job, out, resume=resume, say=say)
+
+
+def _learn_prior(job: PriorJob, out: Path, *, resume: bool, say: Callable[[str], None]) -> Path:
     main = is_main_process()
     tell = say if main else lambda line: None
     shape = tuple(take(job.source, torch.tensor([0])).observation.image_shape)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffinv.core.checks import InputError
+from diffinv.core.checks import InputError, check_weights
 from diffinv.core.types import Image, Sigma
 from diffinv.priors.base import Denoiser
 from diffinv.priors.precondition import Autocast, HighDynamicRange, Preconditioned
@@ -107,6 +107,7 @@ def load_prior(name: str | Path, *, device: torch.device | str = "cpu", dtype: t
             state = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); fetch or train it again.") from error
+    check_weights(str(path), state)
     shape = (1, len(card.bands), card.size, card.size)
     variance = state.pop(_VARIANCE, None)
     if variance is None or tuple(variance.shape) != shape:

@@ -87,7 +87,10 @@ class ConsistencyLoss(Term):
 
 
 class SureLoss(Sloped):
+    """ensure: weigh each datum by one over the share of rows in which it is good, for masks that change from row to row."""
+
     name: Literal["sure"]
+    ensure: bool = False
 
 
 class FirstOrderSureLoss(Sloped):

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from diffinv.core.checks import ConfigError, DiffinvError, InputError
+from diffinv.core.checks import ConfigError, DiffinvError, InputError, check_weights
 from diffinv.core.registry import from_dict, register, to_dict
 from diffinv.core.types import Image, Shape
 from diffinv.likelihood import Observation
@@ -138,6 +138,7 @@ def load_reconstructor(path: str | Path, *, device: torch.device | str = "cpu") 
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); train or fetch it again.") from error
     card = _parse_card(path, text)
+    check_weights(str(path), state)
     try:
         model = card.design.build(card.shape)
         model.load_state_dict(state)

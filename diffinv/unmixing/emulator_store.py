@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from diffinv.core.checks import InputError
+from diffinv.core.checks import InputError, check_weights
 from diffinv.spectral.base import Grid, Parameter
 from diffinv.unmixing.emulator import Emulator, EmulatorDesign, EmulatorNetwork
 
@@ -52,6 +52,7 @@ def load_emulator(path: Path) -> Emulator:
         raise InputError(f"{path}: not a readable safetensors file ({error}); train the emulator again.") from error
     if text is None or _EDGES not in state:
         raise InputError(f"{path}: holds no emulator; write it with diffinv.unmixing.emulator_store.save_emulator.")
+    check_weights(str(path), state)
     try:
         card = json.loads(text)
         own = tuple(Parameter(**p) for p in card["parameters"])

@@ -84,6 +84,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "electrons": COUNTS | READ_NOISE | loss("first_order_sure"),
     "speckle": {"data": {"y": "speckle"}, "noise": {"kind": "gamma", "looks": 4, "floor": 0.001}} | loss("first_order_sure"),
     "many masks": MANY_MASKS | loss("sure", {"name": "multi_operator_imaging", "noisy": True}),
+    "many masks, weighed by how often a pixel is seen": MANY_MASKS | loss({"name": "sure", "ensure": True}),
     "one mask, shifts": ONE_MASK | equivariant({"kind": "shifts", "reach": 8}),
     "one mask, virtual operators": ONE_MASK
     | loss({"name": "splitting", "kept": 0.8, "inner": "sure", "groups": [{"kind": "shifts", "reach": 8}, {"kind": "flips"}]}),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffinv.cli import main
+from diffinv.data.locks import only_one_in
 from tests.learning import arrays, configuration, round_psf, write_npz, write_yaml
 from tests.trainings import reset_accelerate
 
@@ -122,6 +123,28 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_record_of_the_training_as_it_
     assert "a checkpoint of another model" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert train(tmp_path, content, "--resume") == 0
+
+
+def test_a_checkpoint_of_which_nothing_is_known_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, out = configuration(write_npz(tmp_path / "data.npz", arrays())), tmp_path / "out"
+    assert train(tmp_path, content) == 0
+    (out / "run.json").unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    assert train(tmp_path, content, "--resume") == 2
+    assert "holds a checkpoint without its run.json" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert train(tmp_path, content, "--resume", "--new-run") == 0
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, out = configuration(write_npz(tmp_path / "data.npz", arrays())), tmp_path / "out"
+    with only_one_in(out):
+        assert train(tmp_path, content) == 2
+        assert "another process is training there" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert not out.exists()
+    assert train(tmp_path, content) == 0 and not (out / ".lock").exists()
 
 
 def test_a_full_disk_has_its_exit_code_and_the_old_result_stays(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffinv.core.checks import DiffinvError, InputError, UnsupportedError
 from diffinv.core.rng import Rng
-from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, take, white_twin
+from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, sampling_weight, take, white_twin
 from diffinv.likelihood import Observation
 from diffinv.losses.base import MeasuredBatch
 from diffinv.noise.gaussian import Gaussian
@@ -114,3 +114,9 @@ def test_counts_have_the_white_noise_of_their_mean_rate() -> None:
     with pytest.raises(UnsupportedError, match="give identifiability.noise_level"):
         white_twin(unknown, None)
     assert torch.equal(white_twin(unknown, 0.5)[0].noise.mask, y > 1)
+
+
+def test_the_weight_of_a_datum_is_one_over_how_often_it_is_good() -> None:
+    often = torch.tensor([4, 2, 1, 0])  # of four rows
+    mask = (torch.arange(4)[:, None] < often).float()[:, None, None, :].expand(4, 1, 4, 4).bool()
+    assert sampling_weight(source(white(4, 4), mask=mask))[0, 0, 0].tolist() == [1, 2, 4, 0]

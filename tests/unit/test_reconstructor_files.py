@@ -208,6 +208,12 @@ def _no_design(path: Path) -> None:
     path.write_bytes(content[:start] + (b'\\"design\\": 3').ljust(end - start) + content[end:])
 
 
+def _not_a_number(path: Path) -> None:
+    model = trained(DESIGNS["backprojected"])
+    next(model.parameters()).data.view(-1)[-1] = torch.nan
+    save_reconstructor(path, model, card(DESIGNS["backprojected"]))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -216,6 +222,7 @@ def _no_design(path: Path) -> None:
         (_other_width, "do not fit the design on its card"),
         (_other_kind, "did you mean backprojected"),
         (_no_design, "its design is of another kind"),
+        (_not_a_number, r"the weights '.*' hold NaN or infinite values"),
         (Path.unlink, "no such file"),
     ],
 )
