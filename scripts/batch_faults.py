@@ -18,7 +18,7 @@ from diffinv.core.checks import DiffinvError
 from diffinv.data.products import read_product
 from diffinv.engine.manifest import read_journals
 
-FAST = ("--samples", "2", "--set", "sampler.steps=2", "--set", "sampler.guidance.iterations=1")
+FAST = ("--samples", "2", "--set", "sampler.name=diffpir", "--set", "sampler.steps=2", "--set", "sampler.guidance.iterations=1")
 VICTIMS = ("worker", "worker", "parent")  # drawn with equal chances
 
 
