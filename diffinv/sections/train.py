@@ -251,6 +251,8 @@ class TrainingSection(Section):
     multiplier_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     validate_every: Count = 500
     patience: Count = 10
+    parts: Count = 1
+    compiler: str = "no"
     precision: Literal["no", "bf16", "fp16"] = "no"
     trackers: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,10 +109,10 @@ class Trainer:
             session.ema.model.load_state_dict(session.watch.weights)
         return session.ema.model
 
-    def batch(self, step: int, process: int, processes: int, device: torch.device) -> tuple[Batched, Rng]:
-        """The batch of a step and its random streams: functions of (seed, step, process) alone."""
-        size = self.plan.batch_size
-        numbers = torch.arange(size, dtype=torch.int64) + (step * processes + process) * size
+    def batch(self, step: int, process: int, processes: int, device: torch.device, part: int = 0) -> tuple[Batched, Rng]:
+        """A part of the batch of a step and its random streams: functions of (seed, step, process) alone."""
+        size = self.plan.batch_size // self.plan.parts
+        numbers = torch.arange(size, dtype=torch.int64) + (step * processes + process) * self.plan.batch_size + part * size
         rng = Rng.for_draws(self.plan.seed, numbers, 1)
         index = (rng.uniform(torch.zeros(size, 1, dtype=torch.float64))[:, 0] * len(self.source)).long()
         rng = rng.to(device)
@@ -126,7 +127,9 @@ class Trainer:
         plan = self.plan
         trackers = list(plan.trackers) or None
         try:
-            accelerator = Accelerator(mixed_precision=plan.precision, log_with=trackers, project_dir=self.folder)
+            accelerator = Accelerator(
+                mixed_precision=plan.precision, dynamo_backend=plan.compiler, log_with=trackers, project_dir=self.folder
+            )
         except ValueError as error:
             raise DiffinvError(f"training: accelerate refuses the plan ({' '.join(str(error).split())[:300]}).") from error
         started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -197,14 +200,11 @@ class Trainer:
         return accelerator.reduce(torch.tensor(elapsed, device=accelerator.device), "mean").item()
 
     def _update(self, session: _Session, step: int, elapsed: float) -> Tensor:
-        """One step down in the weights and up in the multipliers, on one backward pass."""
+        """One step down in the weights and up in the multipliers, on the same gradients."""
         accelerator, scaler = session.accelerator, session.accelerator.scaler
         for group in session.optimizer.param_groups:
             group["lr"] = self.plan.rate(step, elapsed)
-        batch, rng = self.batch(step, accelerator.process_index, accelerator.num_processes, accelerator.device)
-        loss = self.loss(session.model, batch, rng).mean()
-        _finite("loss", [loss], step)
-        accelerator.backward(loss)
+        loss = torch.stack([self._backward(session, step, part) for part in range(self.plan.parts)]).sum()
         scale = 1.0 if scaler is None else scaler.get_scale()
         slopes = self._slopes(session, scale)
         norm = accelerator.clip_grad_norm_(session.model.parameters(), self.plan.clip)
@@ -217,6 +217,16 @@ class Trainer:
                 session.ascent.step()
             session.ascent.zero_grad(set_to_none=True)
         session.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _backward(self, session: _Session, step: int, part: int) -> Tensor:
+        """Add the gradients of a part of the batch, and to those of other processes with the last; its share of the loss."""
+        accelerator, parts = session.accelerator, self.plan.parts
+        batch, rng = self.batch(step, accelerator.process_index, accelerator.num_processes, accelerator.device, part)
+        with nullcontext() if part == parts - 1 else accelerator.no_sync(session.model):
+            loss = self.loss(session.model, batch, rng).mean() / parts
+            _finite("loss", [loss], step)
+            accelerator.backward(loss)
         return loss.detach()
 
     @staticmethod

@@ -23,6 +23,8 @@ class TrainingPlan:
             gradient in [loss]/[m] and so a rate in [m]²/[loss]: (data unit)² for UNSURE. There is no default. The two play a
             game: with rate/(1 − momentum) too high against the learning rate they circle for ever, as the log shows.
         validate_every: steps between two looks at the held-out data. patience: looks without progress after which it stops.
+        parts: in which a batch is passed one after the other, their gradients added, for less memory; divides batch_size.
+        compiler: of the network, as torch.compile names its backends ("inductor" is the usual one), or "no".
         precision: of the networks in training ("no" is that of the weights); averages and validation keep that of the weights.
         trackers: names of trackers known to accelerate, or trackers, beside the JSON lines of the log.
     Raises: DiffinvError for a number out of its range (NaN is out of all) or an unknown precision.
@@ -43,13 +45,17 @@ class TrainingPlan:
     multiplier_momentum: float = 0.9
     validate_every: int = 500
     patience: int = 10
+    parts: int = 1
+    compiler: str = "no"
     precision: Precision = "no"
     trackers: tuple[object, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "warmup", "save_every", "log_every", "validate_every", "patience"):
+        for name in ("steps", "batch_size", "warmup", "save_every", "log_every", "validate_every", "patience", "parts"):
             if getattr(self, name) < 1:
                 raise DiffinvError(f"TrainingPlan: {name} is {getattr(self, name)}; give 1 or more.")
+        if self.batch_size % self.parts:
+            raise DiffinvError(f"TrainingPlan: parts is {self.parts}, which does not divide batch_size {self.batch_size}.")
         for name in ("learning_rate", "clip", "deadline"):
             if not getattr(self, name) > 0:
                 raise DiffinvError(f"TrainingPlan: {name} is {getattr(self, name)}; give a number > 0.")

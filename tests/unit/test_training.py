@@ -100,6 +100,36 @@ def test_a_run_without_resume_starts_again(tmp_path: Path) -> None:
     assert same(trainer(tmp_path).run(), trainer(tmp_path / "other").run())
 
 
+class InDouble(Loss):
+    """Rounding is then far below what Adam takes for a gradient."""
+
+    def __call__(self, model: nn.Module, batch: CleanBatch, rng: Rng) -> Tensor:
+        return LOSS(model, CleanBatch(batch.x.double()), rng)
+
+
+def in_double(folder: Path, plan: TrainingPlan) -> nn.Module:
+    reset_accelerate()
+    return Trainer(model().double(), InDouble(), CleanImages(galaxies(), GalaxyViews(shift=1)), plan, folder).run()
+
+
+def close(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.allclose(ours[key], theirs[key], rtol=1e-6, atol=1e-8) for key in ours)
+
+
+def test_a_batch_in_parts_learns_the_same_as_a_whole_one(tmp_path: Path) -> None:
+    learnt = in_double(tmp_path / "parts", replace(PLAN, parts=2))
+    assert close(learnt, in_double(tmp_path / "whole", PLAN))
+    assert [loss for _, loss in log(tmp_path / "parts")] == pytest.approx([loss for _, loss in log(tmp_path / "whole")], rel=1e-9)
+    with pytest.raises(DiffinvError, match="parts is 3, which does not divide batch_size 4"):
+        replace(PLAN, parts=3)
+
+
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    learnt = in_double(tmp_path / "compiled", replace(PLAN, compiler="aot_eager"))
+    assert close(learnt, in_double(tmp_path / "plain", PLAN))
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     other = TrainingPlan(6, 4, 1e-2, warmup=2, ema_decay=0.9, seed=4, save_every=2, log_every=2)
     assert not same(trainer(tmp_path / "a").run(), trainer(tmp_path / "b", plan=other).run())
@@ -167,7 +197,7 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_share() -> None:
 
 
 BEYOND: dict[str, tuple[float | str, ...]] = {
-    **dict.fromkeys(("steps", "batch_size", "warmup", "save_every", "log_every", "validate_every", "patience"), (0, -1)),
+    **dict.fromkeys(("steps", "batch_size", "warmup", "save_every", "log_every", "validate_every", "patience", "parts"), (0, -1)),
     **dict.fromkeys(("learning_rate", "clip", "deadline", "multiplier_rate"), (0.0, -1.0, math.nan)),
     **dict.fromkeys(("ema_decay", "multiplier_momentum"), (1.0, -0.1, math.nan)),
     "final_rate": (1.1, -0.1, math.nan),
