@@ -2,11 +2,13 @@
 
 One step of Fisher scoring from a smooth map gives Gaussian pseudo-data, ũ_i = u_i + F_i⁻¹ s_i ~ N(u_true, F_i⁻¹), and
 
-    u_i = m + diag(e_i^β) L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(|i − i'|/ℓ_tq),   L_t lower triangular,
+    u_i = m + e_i^β L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(|i − i'|/ℓ_tq),   L_t lower triangular,
 
 is a prior for all parameters jointly (a linear model of coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂
-Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth map is about pixel i (`roughness`): clumps and edges get wide priors, calm
-regions narrow ones, if the data want β > 0. m, L, ℓ and β maximise the marginal likelihood of the pseudo-data (type II), summed
+Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth maps are about pixel i (`roughness`): clumps and edges get wide priors, calm
+regions narrow ones, if the data want β > 0. What the maps are rough in tells where, not in which parameter: an edge in one is an
+edge of what is looked at, so that e is common to all; and it is no wider than an edge is seen, since beyond it the prior would
+be too wide and, its height being learnt from all pixels, at the edge too narrow. m, L, ℓ and β maximise the marginal likelihood of the pseudo-data (type II), summed
 over tiles as if these were independent: unbiased estimating equations at a cost linear in the pixels. The posterior of a block
 of pixels is exact given the pseudo-data in the block and in a margin about it, beyond which the data are screened by those
 within: linear in the pixels too; a map of one window is exact.
@@ -29,7 +31,7 @@ from diffinv.unmixing.starlet import Starlet
 
 _LENGTHS = (8.0, 16.0)  # pixels, to start from
 _POWER = 0.5  # β to start from
-_FINE, _CALM = 3, 0.1  # of the roughness: starlet scales, least value
+_FINE, _CALM = 2, 0.1  # of the roughness: starlet scales, least value
 _VAGUE = 1e-3  # information of a parameter's box, added to every pixel, so that F⁻¹ exists where there are no data
 
 
@@ -72,20 +74,19 @@ class Field:
     power: Tensor
 
     def covariance(self, distance: Tensor, rough: Tensor, rough_too: Tensor) -> Tensor:
-        """(n, m) pixel distances and roughness (n, P), (m, P) → (n·P, m·P), a pixel's parameters together."""
+        """(n, m) pixel distances and roughness (n,), (m,) → (n·P, m·P), a pixel's parameters together."""
         terms = []
         for kernel, root, lengths in zip(KERNELS, self.roots, self.lengths, strict=True):
             values = kernel(distance[..., None] / lengths)
             terms.append(torch.einsum("nmq,pq,rq->npmr", values, root, root))
-        left, right = rough**self.power, rough_too**self.power
-        total = left[:, :, None, None] * terms[0] * right + terms[1]
+        scale = (rough[:, None] * rough_too) ** self.power
+        total = scale[:, None, :, None] * terms[0] + terms[1]
         return total.reshape(len(distance) * len(self.mean), -1)
 
     def variance(self, rough: Tensor) -> Tensor:
         """(n, P, P) of a pixel's parameters."""
         first, second = self.roots @ self.roots.mT
-        scale = rough**self.power
-        return scale[:, :, None] * first * scale[:, None] + second
+        return (rough ** (2 * self.power))[:, None, None] * first + second
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ class FieldPosterior:
 
 @dataclass(frozen=True, eq=False)
 class PseudoData:
-    """ũ (N, P), its covariance V = (F + vague)⁻¹ (N, P, P) and the roughness e (N, P), of the pixels of a map (H, W)."""
+    """ũ (N, P), its covariance V = (F + vague)⁻¹ (N, P, P) and the roughness e (N,), of the pixels of a map (H, W)."""
 
     value: Tensor
     covariance: Tensor
@@ -123,14 +124,14 @@ class PseudoData:
 
 
 def roughness(u: Tensor, shape: tuple[int, int]) -> Tensor:
-    """e (N, P): local rms of the three finest starlet scales of a map u (N, P), over its rms, and 0.1 at least.
+    """e (N,): local rms of the two finest starlet scales of maps u (N, P), each in units of its rms, and 0.1 at least.
 
-    The squares are smoothed twice, as c₂ of a starlet is: the second smoothing alone has holes.
+    Local: smoothed as c₁ of a starlet is, over five pixels, the width of what the finest scale makes of an edge.
     """
     starlet = Starlet(_FINE)
     squares = starlet.forward(u.T.reshape(-1, 1, *shape)).pow(2).sum(1, keepdim=True)
-    local = starlet.smooth(starlet.smooth(squares, 0), 1).flatten(1).T.clamp_min(0)
-    return (local / local.mean(0).clamp_min(1e-12)).sqrt().clamp_min(_CALM)
+    local = starlet.smooth(squares, 0).flatten(1).T.clamp_min(0)
+    return (local / local.mean(0).clamp_min(1e-12)).mean(1).sqrt().clamp_min(_CALM)
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

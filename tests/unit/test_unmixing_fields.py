@@ -43,7 +43,7 @@ def places(side: int) -> tuple[Tensor, Tensor]:
     """Distances and roughness of a square map."""
     index = torch.arange(side * side)
     xy = torch.stack([index // side, index % side], 1).to(F64)
-    rough = 0.5 + Rng([3]).uniform(torch.empty(1, side * side, 2, dtype=F64))[0]
+    rough = 0.5 + Rng([3]).uniform(torch.empty(1, side * side, dtype=F64))[0]
     return torch.cdist(xy, xy), rough
 
 
@@ -140,7 +140,7 @@ def test_a_pixel_far_from_data_has_the_prior() -> None:
     side = 20
     fisher = torch.zeros(side**2, 2, 2, dtype=F64)
     fisher[0] = 1e4 * torch.eye(2, dtype=F64)
-    u, rough = torch.full((side**2, 2), 0.5, dtype=F64), torch.ones(side**2, 2, dtype=F64)
+    u, rough = torch.full((side**2, 2), 0.5, dtype=F64), torch.ones(side**2, dtype=F64)
     short = replace(FIELD, lengths=torch.ones(2, 2, dtype=F64))
     found = field_posterior(PseudoData.of(u, torch.zeros_like(u), fisher, rough, (side, side)), short)
     torch.testing.assert_close(found.mean[-1], FIELD.mean, rtol=0, atol=2e-3)
@@ -158,9 +158,21 @@ def test_roughness_falls_off_from_a_clump_without_holes() -> None:
 def test_roughness_is_large_at_an_edge_and_least_in_the_plain() -> None:
     u = torch.zeros(32, 32, dtype=F64)
     u[:, 16:] = 1
-    rough = roughness(torch.stack([u.flatten(), u.flatten()], 1), (32, 32)).reshape(32, 32, 2)
+    rough = roughness(u.reshape(-1, 1), (32, 32)).reshape(32, 32)
     assert float(rough[:, 15:17].min()) > 1 > float(rough[:, :4].max())
     assert float(rough.min()) == pytest.approx(0.1)
+
+
+def test_roughness_is_common_to_parameters_whatever_their_units() -> None:
+    """An edge of one and noise of equal power everywhere in the other: e² is the mean of theirs."""
+    u = torch.zeros(32, 32, 2, dtype=F64)
+    u[:, 16:, 0] = 1
+    u[..., 1] = 50 * Rng([6]).normal(torch.empty(1, 32, 32, dtype=F64))[0]
+    both, edge, noise = (roughness(v.reshape(1024, -1), (32, 32)) for v in (u, u[..., :1], u[..., 1:]))
+    assert float(noise.min()) > 0.1
+    calm = edge <= 0.1
+    torch.testing.assert_close(both[~calm], ((edge**2 + noise**2) / 2)[~calm].sqrt(), rtol=1e-9, atol=0)
+    assert bool((both[calm] >= (noise[calm] ** 2 / 2).sqrt() - 1e-9).all())
 
 
 def test_moments_and_quantiles_of_a_logarithmic_axis_are_those_of_the_lognormal() -> None:
