@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import prior_blobs
 import prior_manifold
+import prior_masked
 import prior_quality
 
 from diffinv.core.rng import Rng
@@ -57,3 +58,14 @@ def test_the_curve_is_a_curve_of_unit_spread_and_its_gaussian_has_its_moments() 
     found = prior_manifold.gaussian(prior_manifold.seen(4000, 0).data.observation)
     error = found.covariance - torch.cov(x.T)
     assert float(error.norm() / torch.cov(x.T).norm()) < 0.15
+
+
+def test_masks_hide_three_quarters_and_do_not_depend_on_the_number_of_images() -> None:
+    x = prior_blobs.blobs(200)
+    batch = prior_masked.masked(x, 0)
+    shown = batch.observation.y != 0
+    assert float(shown.double().mean()) == pytest.approx(prior_masked.SHOWN, abs=5 * 0.43 / shown.numel() ** 0.5)
+    noise = (batch.observation.y - x)[shown]
+    assert float(noise.std()) == pytest.approx(prior_masked.SIGMA_N, rel=0.02)
+    torch.testing.assert_close(prior_masked.masked(x[:3], 0).observation.y, batch.observation.y[:3])
+    assert not torch.equal(prior_masked.masked(x[:3], 1).observation.y != 0, shown[:3])
