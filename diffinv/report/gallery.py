@@ -1,7 +1,8 @@
 """The objects of a report beyond those that are shown whole: two small pictures and a line each.
 
-Only the planes that are drawn are read, so that a thousand objects take seconds. Invariant: a product that is damaged where it is
-read becomes a line of text, never a picture.
+Only the planes that are drawn are read, so that a thousand objects take seconds. A picture is a string that the browser does not
+look at until its tile comes near the window, or is printed, so that a page of thousands opens at once.
+Invariant: a product that is damaged where it is read becomes a line of text, never a picture.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ CSS = """
 .tile img { width: 49%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; background: #808080; }
 .tile img + img { margin-left: 2%; }
 .card { content-visibility: auto; contain-intrinsic-size: auto 420px; }
+"""
+
+SCRIPT = """
+const draw = tile => tile.querySelectorAll('img[data-src]').forEach(image => {
+  image.src = image.dataset.src;
+  image.removeAttribute('data-src');
+});
+const near = new IntersectionObserver(seen => seen.forEach(one => {
+  if (one.isIntersecting) { draw(one.target); near.unobserve(one.target); }
+}), { rootMargin: '600px' });
+document.querySelectorAll('.tile').forEach(tile => near.observe(tile));
+addEventListener('beforeprint', () => document.querySelectorAll('.tile').forEach(draw));
 """
 
 
@@ -48,8 +61,9 @@ def _tile(path: Path, escape: Callable[[object], str]) -> str:
     name, chi2 = (headers[0].cards.get(key) for key in ("OBJID", "CHI2"))
     text = unquote(str(name), errors="replace") + (f" · χ² {chi2:.3f}" if isinstance(chi2, float) else "")
     stretch, spreads = shared_stretch([mean], [std]), spread_scale([std])
-    pictures = f"<img src='{png(mean, stretch, BRIGHTNESS)}' alt='mean'><img src='{png(std, spreads, SPREAD)}' alt='std'>"
-    return f"<div class='tile'>{pictures}<br>{escape(text)}</div>"
+    pictures = (png(mean, stretch, BRIGHTNESS), "mean"), (png(std, spreads, SPREAD), "std")
+    images = "".join(f"<img data-src='{address}' alt='{title}'>" for address, title in pictures)
+    return f"<div class='tile'>{images}<br>{escape(text)}</div>"
 
 
 def _first_band(path: Path, headers: Sequence[Header], name: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from diffinv.data.products import Exposure, Product, Quality, read_product
 from diffinv.report.charts import CSS as CHARTS
 from diffinv.report.figures import BRIGHTNESS, SIGNED, SPREAD, Linear, Scale, colour_bar, png, shared_stretch, spread_scale
 from diffinv.report.gallery import CSS as GALLERY
+from diffinv.report.gallery import SCRIPT as LATE
 from diffinv.report.gallery import render_gallery
 from diffinv.report.panels import render_evaluation
 from diffinv.report.style import CSS, SCRIPT
@@ -103,7 +104,7 @@ def render_page(
         body.append(f"<section class='card'><h2>Quarantined</h2>{table}</section>")
     head = f"<meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
     head += "<meta name='viewport' content='width=device-width, initial-scale=1'><title>Posterior report</title>"
-    script = f"<script>{SCRIPT}</script>"
+    script = f"<script>{SCRIPT}{LATE if gallery else ''}</script>"
     style = f"<style>{CSS}{CHARTS}{GALLERY}</style>"
     return f"<!doctype html><html lang='en'><head>{head}{style}</head><body>{''.join(body)}{script}</body></html>\n"
 
