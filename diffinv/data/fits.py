@@ -17,6 +17,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -376,6 +377,11 @@ def icrs_to_pixel(cards: Cards, ra: np.ndarray, dec: np.ndarray) -> tuple[np.nda
 
 
 def _wcs(cards: Cards) -> WCS:
+    return _wcs_of(tuple(cards.items()))
+
+
+@lru_cache(maxsize=32)  # the planes of a file share theirs, and wcslib takes milliseconds
+def _wcs_of(cards: tuple[tuple[str, Value], ...]) -> WCS:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return WCS(fits.Header(dict(cards)))
