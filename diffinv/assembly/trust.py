@@ -12,7 +12,7 @@ from diffinv.core.checks import ConfigError, InputError
 from diffinv.data.atomic import write_atomically
 from diffinv.data.catalog import find_objects
 from diffinv.data.fits import Plane, read_fits
-from diffinv.data.products import Product, read_product
+from diffinv.data.products import Product
 from diffinv.engine.calibration import Calibration, fit, regime_of
 from diffinv.engine.evaluation import Evaluation, Truths, evaluate
 from diffinv.engine.objects import find_truth
@@ -85,14 +85,15 @@ def fit_run(out: Path, config: CalibrateConfig) -> tuple[Calibration, Path]:
     Raises: InputError if the run has no products; DiffinvError if there are too few.
     """
     damaged: list[str] = []
-    paths = [found.path for found in find_products(out / "run", damaged)]
-    if not paths:
+    places = [found.place for found in find_products(out / "run", damaged)]
+    if not places:
         raise InputError(f"{out / 'run'}: no products to calibrate on; see its quarantine.")
     record = json.loads((out / "run" / "run.json").read_text(encoding="utf-8"))
-    target = read_product(paths[0]).provenance.target_fwhm
+    target = places[0].read().provenance.target_fwhm
     simulated = config.simulate
-    source = f"{len(paths)} simulations, {simulated.survey} {'+'.join(simulated.bands)}, seed {simulated.seed}"
-    found = fit(map(read_product, paths), config.calibrate.signal_to_noise, regime_of(record, target), source)
+    source = f"{len(places)} simulations, {simulated.survey} {'+'.join(simulated.bands)}, seed {simulated.seed}"
+    regime, section = regime_of(record, target), config.calibrate
+    found = fit((place.read() for place in places), section.signal_to_noise, regime, source, delta=section.delta)
     path = out / "calibration.json"
     write_atomically(path, found.dump())
     return found, path

@@ -71,13 +71,15 @@ class Factor(Record):
 
 @dataclass(frozen=True)
 class Calibration(Record):
-    """Factors and where they hold. source: how the simulations were made. inputs: hashes of their files."""
+    """Factors and where they hold. source: how the simulations were made. inputs: hashes of their files. delta: probability with
+    which this fit may break its promise; None for a promise on average over fits."""
 
     run: RunRegime
     data: DataRegime
     factors: tuple[Factor, ...]
     source: str
     inputs: tuple[str, ...]
+    delta: float | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
@@ -89,6 +91,10 @@ class Calibration(Record):
     def dump(self) -> bytes:
         """As a JSON file."""
         return (json.dumps(self.to_dict(), indent=1) + "\n").encode()
+
+    @property
+    def _promise(self) -> str:
+        return "on average" if self.delta is None else f"with probability {1 - self.delta:g} on average"
 
     @property
     def digest(self) -> str:
@@ -155,7 +161,7 @@ class Calibration(Record):
         ]
         notes = (
             *product.notes,
-            f"calibrated on {self.source}, on average over objects like those; ERR and SAMPLES are not",
+            f"calibrated on {self.source}, {self._promise} over objects like those; ERR and SAMPLES are not",
             *said,
         )
         return replace(product, quantiles=quantiles, catalog=columns, provenance=source, notes=notes)
@@ -256,10 +262,13 @@ def _three(product: Product, low: float, high: float) -> tuple[np.ndarray, ...]:
     return product.quantiles[low], product.quantiles[0.5], product.quantiles[high]
 
 
-def fit(products: Iterable[Product], edges: tuple[float, ...], run: RunRegime, source: str) -> Calibration:
+def fit(
+    products: Iterable[Product], edges: tuple[float, ...], run: RunRegime, source: str, *, delta: float | None = None
+) -> Calibration:
     """Factors from products of simulations.
 
-    Arguments: products: with truth, one at a time. edges: of the bins of S/N, ascending. run, source: for the record.
+    Arguments: products: with truth, one at a time. edges: of the bins of S/N, ascending. run, source: for the record. delta: as
+    in `smallest_factor`, for each factor by itself.
     Raises: ConfigError for simulations of more than one pixel scale or kind of noise; DiffinvError if no bin has objects enough.
     """
     cases, inputs = [], []
@@ -274,23 +283,24 @@ def fit(products: Iterable[Product], edges: tuple[float, ...], run: RunRegime, s
         )
     limits = (0.0, *edges, math.inf)
     bins = list(zip(limits, limits[1:], strict=False))
-    factors = tuple(f for bin in bins for f in _bin_factors(bin, cases))
+    factors = tuple(f for bin in bins for f in _bin_factors(bin, cases, delta))
     if not factors:
-        raise DiffinvError(f"calibrate: {len(cases)} simulations, too few in every bin of S/N; {fewest_objects(0.1)} are needed.")
+        fewest = fewest_objects(0.1, delta)
+        raise DiffinvError(f"calibrate: {len(cases)} simulations, too few in every bin of S/N; {fewest} are needed.")
     ranges = {k: (min(c.row[k] for c in cases), max(c.row[k] for c in cases)) for k in ("psf_fwhm", "sn")}
     ((scale, correlated),) = kinds
     data = DataRegime(scale, correlated, ranges["psf_fwhm"], ranges["sn"])
-    return Calibration(run, data, factors, source, tuple(sorted(inputs)))
+    return Calibration(run, data, factors, source, tuple(sorted(inputs)), delta)
 
 
-def _bin_factors(bin: tuple[float, float], cases: list[_Case]) -> list[Factor]:
+def _bin_factors(bin: tuple[float, float], cases: list[_Case], delta: float | None) -> list[Factor]:
     """Of every quantity and level that has objects enough in a bin of S/N."""
     here, found = [c for c in cases if bin[0] <= c.row["sn"] < bin[1]], []
     for level in LEVELS:
         for quantity in (ON, OFF, *MEASURED):
             needed = [c.needed[quantity, level] for c in here if c.needed[quantity, level].numel()]
-            if len(needed) >= fewest_objects(1 - level):
+            if len(needed) >= fewest_objects(1 - level, delta):
                 before = float(np.mean([float((r <= 1).double().mean()) for r in needed]))
-                factor = smallest_factor(needed, round(1 - level, 6))
+                factor = smallest_factor(needed, round(1 - level, 6), delta)
                 found.append(Factor(quantity, level, bin, factor, before, len(needed)))
     return found

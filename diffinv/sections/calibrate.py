@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from diffinv.config import Field, Positive, Section
+from diffinv.config import Field, Positive, Section, Share
 from diffinv.sections.sample import SampleConfig, SimulateSection
 
 
 class CalibrateSection(Section):
-    """signal_to_noise: edges of the bins with factors of their own, ascending. S/N of a band: √(Σ y²/σ² − number of data)."""
+    """signal_to_noise: edges of the bins with factors of their own, ascending. S/N of a band: √(Σ y²/σ² − number of data).
+    delta: probability with which a factor may break its promise; without it the promise is one on average over fits.
+    """
 
     signal_to_noise: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    delta: Share | None = None
 
 
 class CalibrateConfig(SampleConfig):

@@ -45,6 +45,15 @@ def test_factors_are_those_of_the_fault_and_survive_a_file(calibration: Calibrat
     assert load_calibration(tmp_path / "d.json").digest != calibration.digest
 
 
+def test_a_promise_with_probability_is_wider_and_said(calibration: Calibration) -> None:
+    sure = fit((narrow(number, sn=20.0 + number) for number in range(30)), (15.0,), RUN, "30 simulations", delta=0.1)
+    wider = [(a.factor, b.factor) for a, b in zip(sure.factors, calibration.factors, strict=True) if a.level == b.level == 0.9]
+    assert all(a >= b for a, b in wider) and any(a > b for a, b in wider)
+    assert Calibration.from_dict(json.loads(sure.dump())) == sure
+    said = sure.apply(narrow(100, sn=30.0)).notes
+    assert any("with probability 0.9 on average over objects" in note for note in said)
+
+
 def test_corrected_intervals_of_other_objects_cover_and_the_rest_is_untouched(calibration: Calibration) -> None:
     inside = []
     for number in range(100, 115):

@@ -55,6 +55,25 @@ def test_objects_count_equally_whatever_their_pixels() -> None:
     assert smallest_factor(many, 0.1) == 18.0
 
 
+def test_a_promise_with_probability_is_kept_by_that_share_of_fits() -> None:
+    """2,000 fits of 60 objects with one value: the true coverage of the factor is known, and at most a tenth are below 0.9.
+
+    With every L_i 0 or 1 the bound is binomial, and close: half as many failures would be far from 0.1.
+    """
+    fits, objects = 2000, 60
+    r = white(fits, objects, seed=5).abs()
+    factors = torch.tensor([smallest_factor(list(row[:, None]), 0.1, 0.1) for row in r], dtype=torch.float64)
+    broken = float((torch.special.erf(factors / 2**0.5) < 0.9).double().mean())
+    assert broken < 0.1 + 5 * (0.09 / fits) ** 0.5
+    assert broken > 0.001  # not by being infinitely wide
+    plain = torch.tensor([smallest_factor(list(row[:, None]), 0.1) for row in r], dtype=torch.float64)
+    assert float((torch.special.erf(plain / 2**0.5) < 0.9).double().mean()) > 0.3  # a promise on average breaks often
+    assert fewest_objects(0.1, 0.1) == 22
+    with pytest.raises(DiffinvError, match="at least 22"):
+        smallest_factor([torch.ones(1)] * 21, 0.1, 0.1)
+    assert smallest_factor([torch.ones(1)] * 22, 0.1, 0.1) == 1
+
+
 def test_too_few_objects_and_empty_intervals_are_refused() -> None:
     assert fewest_objects(0.1) == 9 and fewest_objects(0.32) == 3
     with pytest.raises(DiffinvError, match="at least 9"):
