@@ -7,6 +7,7 @@ Invariant: the data are not changed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -55,27 +56,30 @@ def with_scatter(cube: Cube, ranges: Sequence[Range]) -> Cube:
     Raises: InputError if a pixel with data has fewer than 10 good channels there, or does not vary.
     """
     kept = inside(cube, ranges)
-    x = cube.centre[kept]
-    good = cube.mask[kept].reshape(len(x), -1)
-    values = cube.data[kept].reshape(len(x), -1)
-    variance = np.zeros(cube.data.shape)
-    for pixel, place in enumerate(np.ndindex(cube.data.shape[1:])):
-        seen = good[:, pixel]
-        if cube.empty[place]:
-            continue
-        spread = _spread(x[seen], values[seen, pixel]) if seen.sum() >= _FEWEST else 0.0
-        if spread == 0:
-            raise InputError(
-                f"pixel {place} has {seen.sum()} good channels and scatter {spread:g} in the ranges given; "
-                f"it needs {_FEWEST} and more than 0: give wider ranges, or mask it."
-            )
-        variance[:, place[0], place[1]] = spread**2
-    return replace(cube, variance=np.where(cube.mask, variance, 0.0))
+    good = cube.mask[kept]
+    spread = _spread(cube.centre[kept], np.where(good, cube.data[kept], np.nan))
+    count = good.sum(0)
+    bad = ~cube.empty & ((count < _FEWEST) | ~(spread > 0))
+    if bad.any():
+        place = tuple(int(n) for n in np.argwhere(bad)[0])
+        raise InputError(
+            f"pixel {place} has {count[place]} good channels and scatter {spread[place]:g} in the ranges given; "
+            f"it needs {_FEWEST} and more than 0: give wider ranges, or mask it."
+        )
+    return replace(cube, variance=np.where(cube.mask, spread**2, 0.0))
 
 
-def _spread(x: np.ndarray, y: np.ndarray) -> float:
-    half, count = x > np.median(x), len(x)
-    ends = [(np.median(x[side]), np.median(y[side])) for side in (~half, half)]
-    slope = (ends[1][1] - ends[0][1]) / (ends[1][0] - ends[0][0])
-    residual = y - slope * x
-    return float(np.median(np.abs(residual - np.median(residual))) / _MAD * np.sqrt(count / (count - 2)))
+def _spread(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """σ of spectra (K, …) with NaN where they are not good, on the axis x (K,): (…), NaN where there are too few."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of pixels without a good channel
+        seen = np.where(np.isnan(y), np.nan, x.reshape(-1, *[1] * (y.ndim - 1)))
+        above = seen > np.nanmedian(seen, axis=0)
+        (x_low, y_low), (x_high, y_high) = (
+            (np.nanmedian(np.where(side, seen, np.nan), axis=0), np.nanmedian(np.where(side, y, np.nan), axis=0))
+            for side in (~above, above)
+        )
+        residual = y - (y_high - y_low) / (x_high - x_low) * seen
+        count = np.isfinite(y).sum(0)
+        scatter = np.nanmedian(np.abs(residual - np.nanmedian(residual, axis=0)), axis=0)
+        return scatter / _MAD * np.sqrt(count / (count - 2.0))
