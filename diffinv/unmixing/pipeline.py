@@ -21,6 +21,7 @@ from diffinv.unmixing.pixels import NODATA, PixelPlan, fit_pixels, pool_index, p
 from diffinv.unmixing.posterior_maps import Posterior, flags, posterior, predictive_check
 
 _WANTED = 1000.0  # squared signal-to-noise ratio (counts) of a pooled spectrum that is fitted alone
+_LEAST = 100.0  # below which a block is enlarged where it lies, since its own optimum may be a peak of the noise
 _WIDEST = 8  # pixels
 
 
@@ -45,11 +46,16 @@ class Unmixed:
     flags: Tensor
 
 
+def strength(data: SpectralData) -> Tensor:
+    """Squared signal-to-noise ratio of the sum over a spectrum's channels (for counts: the counts above the background), (N,)."""
+    y = torch.where(data.good, data.y - data.background, 0.0)
+    variance = 1 / data.noise.precision(torch.where(data.good, data.y, 1.0)).d
+    return y.sum(1) ** 2 / torch.where(data.good, variance, 0.0).sum(1).clamp_min(1e-300)
+
+
 def pool_factor(data: SpectralData) -> int:
     """Pixels a side to pool so that half of the spectra reach a squared signal-to-noise ratio of 1000; at most 8."""
-    y = torch.where(data.good, data.y - data.background, 0.0)
-    total = (y**2 * data.noise.precision(torch.where(data.good, data.y, 1.0)).d).sum(1)
-    seen = total[data.good.any(1)]
+    seen = strength(data)[data.good.any(1)]
     typical = float(seen.median()) if len(seen) else 0.0
     return _WIDEST if typical <= 0 else min(_WIDEST, max(1, math.ceil(math.sqrt(_WANTED / typical))))
 
@@ -57,11 +63,27 @@ def pool_factor(data: SpectralData) -> int:
 def pooled_start(
     mixture: Mixture, data: SpectralData, shape: tuple[int, int], factor: int, plan: PixelPlan
 ) -> tuple[Tensor, Tensor]:
-    """Amplitudes (N, C) of each pixel at the parameters (N, P) of the block that it lies in."""
-    u = fit_pixels(mixture, pooled(data, shape, factor), plan).u[pool_index(shape, factor)]
+    """Amplitudes (N, C) of each pixel at the parameters (N, P) of the block that it lies in; faint blocks are doubled."""
+    u = pooled_parameters(mixture, data, shape, factor, plan)
     parts = torch.arange(len(u)).split(plan.rows)
     shapes = lambda rows: torch.stack(mixture.shapes(u[rows]), 1)
     return torch.cat([start_amplitude(data.select(rows), shapes(rows), iterations=8) for rows in parts]), u
+
+
+def pooled_parameters(mixture: Mixture, data: SpectralData, shape: tuple[int, int], factor: int, plan: PixelPlan) -> Tensor:
+    """u (N, P) of the smallest block about each pixel, of `factor`, twice that, … pixels, that reaches a ratio² of 100."""
+    blocks = pooled(data, shape, factor)
+    index = pool_index(shape, factor)
+    u = fit_pixels(mixture, blocks, plan).u[index]
+    faint = strength(blocks)[index] < _LEAST
+    while bool(faint.any()) and factor < _WIDEST:
+        factor *= 2
+        blocks, index = pooled(data, shape, factor), pool_index(shape, factor)
+        needed = index[faint].unique()
+        found = u.new_zeros(len(blocks.y), u.shape[1]).index_copy(0, needed, fit_pixels(mixture, blocks.select(needed), plan).u)
+        u = torch.where(faint[:, None], found[index], u)
+        faint = faint & (strength(blocks)[index] < _LEAST)
+    return u
 
 
 def unmix(mixture: Mixture, data: SpectralData, shape: tuple[int, int], plan: UnmixingPlan) -> Unmixed:
