@@ -43,7 +43,8 @@ class Coordinates:
                 raise DiffinvError(f"log: {p.name} starts at {p.low:g}; a logarithmic axis needs a box above 0.")
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = (torch.tensor([getattr(p, end) for p in self.parameters]).to(like) for end in ("low", "high"))
+        ends = [[p.low, p.high] for p in self.parameters]
+        low, high = torch.tensor(ends, dtype=like.dtype, device=like.device).reshape(-1, 2).unbind(1)
         return low, high, torch.tensor([p.name in self.log for p in self.parameters], dtype=torch.bool, device=like.device)
 
     def physical(self, u: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class UnmixingPlan:
     pixels: PixelPlan
     maps: MapPlan = MapPlan()
     fields: FieldPlan = FieldPlan()
-    rounds: int = 1
+    rounds: int = 2
     seed: int = 0
 
 

@@ -50,7 +50,7 @@ def posterior(
     start: ParameterMap,
     plan: FieldPlan = FieldPlan(),
     *,
-    rounds: int = 1,
+    rounds: int = 2,
 ) -> Posterior:
     """The Gaussian-field posterior about a smooth map.
 

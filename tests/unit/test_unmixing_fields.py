@@ -86,6 +86,15 @@ def test_evidence_is_the_density_of_the_pseudo_data() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
 
 
+def test_slopes_of_the_evidence_are_those_of_differences() -> None:
+    _, data = simulate(4, 2)
+    _, _, noise = data.window(slice(0, 4), slice(0, 4))
+    distance, rough = places(4)
+    value = lambda m, r, n, p: log_evidence(Field(m, r, n, p), data.value.flatten(), distance, rough, noise)
+    parts = [v.clone().requires_grad_(True) for v in (FIELD.mean, FIELD.roots, FIELD.lengths, FIELD.power)]
+    assert torch.autograd.gradcheck(value, parts, rtol=1e-5, atol=1e-6)
+
+
 def dense(data: PseudoData) -> tuple[Tensor, Tensor]:
     """Posterior mean (N, P) and std (N, P) in one piece."""
     side = data.shape[0]
@@ -125,7 +134,7 @@ def test_posterior_covers_truths_of_its_own_prior() -> None:
 def test_a_fitted_field_has_more_evidence_than_the_true_one() -> None:
     """And is near it: the posterior it gives has the truth's errors."""
     truth, data = simulate(16, 7, sigma=0.05)
-    plan = FieldPlan(tile=16, tiles=1, iterations=30)
+    plan = FieldPlan(tiles=1, iterations=30)
     field = fit_field(data, plan)
     distance, rough = places(16)
     _, _, noise = data.window(slice(0, 16), slice(0, 16))
