@@ -20,6 +20,7 @@ from diffinv.data.cubes import Cube
 from diffinv.data.parameter_maps import AmplitudeImages, ParameterImages, encode_parameter_maps
 from diffinv.data.response_files import read_absorption, read_lines
 from diffinv.data.table_models import read_table_model
+from diffinv.report.maps import write_maps_report
 from diffinv.sections import unmix as s
 from diffinv.spectral.base import Grid, Parameter, SpectralModel
 from diffinv.spectral.combine import Fixed, Product, UserModel
@@ -27,6 +28,7 @@ from diffinv.spectral.continuum import Bremsstrahlung, PowerLaw
 from diffinv.spectral.lines import GaussianLines, Thermal
 from diffinv.spectral.response import Folded, Response
 from diffinv.unmixing.boxed import Boxed
+from diffinv.unmixing.corners import Corner, corner
 from diffinv.unmixing.emulator import Emulator, emulator_errors, train_emulator
 from diffinv.unmixing.emulator_store import load_emulator, save_emulator
 from diffinv.unmixing.maps import MapPlan
@@ -58,7 +60,31 @@ def unmix_file(loaded: Loaded[s.UnmixConfig], path: Path, out: Path, say: Say) -
     say(f"{height} × {width} pixels, κ = {found.smooth.kappa:g}, {time.process_time() - start:.0f} CPU s.")
     product = out / f"{path.name.split('.')[0]}-maps.fits"
     write_atomically(product, _encode(config, cube, data, mixture, found))
+    page = write_maps_report(product, _corners(config.maps.pixels, data, mixture, found, (height, width)))
+    say(f"report: {page}")
     return product
+
+
+def _corners(
+    wanted: tuple[tuple[int, int], ...], data: SpectralData, mixture: Mixture, found: Unmixed, shape: tuple[int, int]
+) -> list[tuple[str, Corner]]:
+    """Corner plots of the pixels asked for, (x, y) from 1, or of the brightest, the median and the worst fitted.
+
+    Raises: ConfigError if a pixel lies outside of the map.
+    """
+    outside = [f"({x}, {y})" for x, y in wanted if not (1 <= x <= shape[1] and 1 <= y <= shape[0])]
+    if outside:
+        raise ConfigError(f"maps.pixels: {', '.join(outside)} outside of {shape[1]} × {shape[0]} pixels; (x, y) count from 1.")
+    chosen = [("", (y - 1) * shape[1] + x - 1) for x, y in wanted]
+    seen = data.good.any(1).nonzero()[:, 0]
+    if not chosen and len(seen) and mixture.names:
+        order = seen[torch.where(data.good, data.y, 0.0).sum(1)[seen].argsort()]
+        worst = seen[found.misfit[seen].abs().argmax()]
+        chosen = [("brightest, ", int(order[-1])), ("of median brightness, ", int(order[len(order) // 2]))]
+        chosen.append(("worst fit, ", int(worst)))
+    title = lambda k: f"({k % shape[1] + 1}, {k // shape[1] + 1})"
+    post = found.posterior
+    return [(f"{what}pixel {title(k)}", corner(mixture.coordinates, post.u[k], post.covariance[k])) for what, k in chosen]
 
 
 def _options(section: s.CubeSection) -> CubeOptions:

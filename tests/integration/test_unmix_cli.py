@@ -85,6 +85,12 @@ def test_world_coordinates_amplitudes_and_residuals_are_kept(product: tuple[Path
     assert file.named("FIT")[0].header["BUNIT"] == "erg"
 
 
+def test_a_page_shows_maps_and_pixels_and_fetches_nothing(product: tuple[Path, np.ndarray]) -> None:
+    page = product[0].with_suffix(".html").read_text(encoding="utf-8")
+    assert "gas · velocity" in page and "stars · amplitude" in page and "worst fit" in page
+    assert page.count("class='chart corner'") == 3 and "http://" not in page and "default-src 'none'" in page
+
+
 def test_the_shipped_configuration_is_valid() -> None:
     loaded = load(UnmixConfig, Path("configs/unmix.yaml"))
     assert loaded.config.components[0].log == ("kT",)
