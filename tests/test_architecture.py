@@ -42,6 +42,7 @@ HEAVY = {
     "diffusers": "priors/hub.py",
     "accelerate": "training/loop.py",
     "matplotlib": "report/figures.py",
+    "PIL": "report/figures.py",
     "yaml": "config.py",
     "pydantic": "config.py",
     "jax": "unmixing/bayes.py",

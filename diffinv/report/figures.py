@@ -1,4 +1,4 @@
-"""Arrays to PNG images. The only file that imports matplotlib (its colour maps; no window, no global figure).
+"""Arrays to PNG images. The only file that imports matplotlib (its colour maps; no window, no global figure) and Pillow.
 
 One asinh stretch is shared by everything that is a brightness: `t(v) = asinh(v/s) / asinh(v_max/s)`, linear below the
 softening s (the noise of the mean) and logarithmic above, so that sky noise and core are seen at once. Brightness is per
@@ -9,13 +9,13 @@ Invariant: a pixel without a value is drawn in grey, never as a value.
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
+from PIL import Image
 
 BRIGHTNESS, SPREAD, SIGNED = "gray", "magma", "RdBu_r"
 _NO_VALUE = np.array([128, 128, 128, 255], dtype=np.uint8)
@@ -99,22 +99,17 @@ def png_address(pixels: np.ndarray) -> str:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A PNG file of opaque (H, W, 4) uint8: a palette and one byte a pixel, or three bytes where there are more than 256 colours.
-
-    References: Portable Network Graphics Specification, third edition (W3C, 2025), sections 5, 7 and 11.
-    """
+    """A PNG file of opaque (H, W, 4) uint8; a colour is one byte where 256 of them suffice."""
     height, width, _ = pixels.shape
     colours, index = np.unique(np.ascontiguousarray(pixels).view("<u4")[..., 0], return_inverse=True)
-    few = len(colours) <= 256
-    rows = index.reshape(height, width).astype(np.uint8) if few else pixels[..., :3].reshape(height, 3 * width)
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # each begins with its filter: none
-    header = _chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 3 if few else 2, 0, 0, 0))
-    palette = _chunk(b"PLTE", colours.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()) if few else b""
-    return b"\x89PNG\r\n\x1a\n" + header + palette + _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    if len(colours) <= 256:
+        image = Image.fromarray(index.reshape(height, width).astype(np.uint8))
+        image.putpalette(colours.view(np.uint8).reshape(-1, 4)[:, :3].tobytes())
+    else:
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def colour_bar(name: str) -> str:
