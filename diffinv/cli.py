@@ -122,6 +122,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample.add_argument("--engine", choices=("local", "parsl"), default="local", help=help_text)
     sample.add_argument("--site", type=Path, metavar="FILE", help="YAML; see configs/sites")
     sample.add_argument("--shard", default="0/1", metavar="i/n", help="part i (from 0) of n; auto: of a Slurm array or torchrun")
+    sample.add_argument("--pack", type=_count, metavar="N", help="products of N objects in one file (default: a file an object)")
     help_text = "stop when more of the objects have failed, and at least 20 have ended (default 0.05)"
     sample.add_argument("--max-failed", type=_share, default=0.05, metavar="SHARE", help=help_text)
     sample.add_argument("--calibration", type=Path, metavar="FILE", help="of `diffinv calibrate`, for data like its simulations")
@@ -280,6 +281,7 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
         held_out=config.sampler.held_out,
         calibration=None if args.calibration is None else load_calibration(args.calibration),
         processes=crew.processes,
+        pack=args.pack,
     )
     run = Run(args.out, prior, plan, new_run=args.new_run)
     if args.dry_run:

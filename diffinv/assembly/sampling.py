@@ -76,7 +76,7 @@ def read_site(path: Path) -> Site:
 
 
 def execute(crew: Crew, run: Run, recipe: Recipe, entries: Sequence[Entry], shard: Shard, *, max_failed: float) -> Outcome:
-    """A product for every object of the shard that can have one.
+    """A product for every object of the shard that can have one; of a packed one the path goes on within its pack.
 
     Arguments: run, recipe: of one run. max_failed: share of the shard's objects that may fail before the run stops.
     Raises: OSError if the disk refuses, ConfigError if no process can start.
@@ -84,10 +84,13 @@ def execute(crew: Crew, run: Run, recipe: Recipe, entries: Sequence[Entry], shar
     if crew.site is not None:
         from diffinv.engine.sites import run_site
 
-        return run_site(run, recipe, entries, crew.site, max_failed=max_failed)
-    if crew.workers is None:
-        return run_campaign(run, entries, shard, max_failed=max_failed)
-    return run_pool(run, recipe, entries, shard, workers=crew.workers, timeout=crew.timeout, max_failed=max_failed)
+        outcome = run_site(run, recipe, entries, crew.site, max_failed=max_failed)
+    elif crew.workers is None:
+        outcome = run_campaign(run, entries, shard, max_failed=max_failed)
+    else:
+        outcome = run_pool(run, recipe, entries, shard, workers=crew.workers, timeout=crew.timeout, max_failed=max_failed)
+    outcome.products = [Path(str(run.packs.find(path) or path)) for path in outcome.products]
+    return outcome
 
 
 def print_plan(run: Run, entries: Sequence[Entry], crew: Crew) -> None:

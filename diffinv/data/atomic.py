@@ -62,7 +62,8 @@ def remove_parts(out: Path) -> int:
 
     Returns: how many. Where a file system has no locks nothing is known of their writers, and all stay.
     """
-    folders = [out, out / "quarantine", out / "products", *(out / "products").glob("[0-9a-f][0-9a-f]")]
+    products = out / "products"
+    folders = [out, out / "quarantine", products, products / "packs", *products.glob("[0-9a-f][0-9a-f]")]
     return sum(_remove_part(part) for folder in folders for part in folder.glob(f".*{_PART}"))
 
 

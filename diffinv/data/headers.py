@@ -50,14 +50,15 @@ class Header:
         return str(_value(card.decode("ascii", "replace")) or "")
 
 
-def read_headers(path: Path) -> list[Header]:
-    """The headers of every HDU.
+def read_headers(path: Path, start: int = 0, size: int | None = None) -> list[Header]:
+    """The headers of every HDU of the FITS file that is all of a file, or `size` bytes of it from `start`.
 
     Raises: InputError if the file cannot be read, is no FITS file of this package, or is not as long as its headers say.
     """
     try:
         with open(path, "rb") as stream:
-            return _walk(path, stream, os.fstat(stream.fileno()).st_size)
+            end = os.fstat(stream.fileno()).st_size if size is None else start + size
+            return _walk(path, stream, start, end)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -66,17 +67,16 @@ def read_headers(path: Path) -> list[Header]:
         raise InputError(f"{path}: a header cannot be read ({error}); write the file again.") from error
 
 
-def _walk(path: Path, stream: BinaryIO, size: int) -> list[Header]:
+def _walk(path: Path, stream: BinaryIO, place: int, end: int) -> list[Header]:
     headers: list[Header] = []
-    place = 0
-    while place < size and len(headers) < MAX_HDUS:
+    while place < end and len(headers) < MAX_HDUS:
         stream.seek(place)
         text = _header_text(path, stream)
         start = place + len(text)
         place = start + -(-_data_bytes(_cards(text[: _SIZES * _CARD])) // _BLOCK) * _BLOCK
         headers.append(Header(text, start, place))
-    if not headers or place != size:
-        raise InputError(f"{path}: {size} bytes, but its headers say {place}; it is damaged, write it again.")
+    if not headers or place != end:
+        raise InputError(f"{path}: {end} bytes, but its headers say {place}; it is damaged, write it again.")
     return headers
 
 

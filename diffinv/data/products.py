@@ -23,7 +23,7 @@ import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
-from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Table, Value, encode_fits, read_fits
+from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Table, Value, decode_fits, encode_fits, read_fits
 from diffinv.data.grids import SkyGrid
 
 LEVELS = (0.05, 0.16, 0.50, 0.84, 0.95)
@@ -280,7 +280,18 @@ def read_product(path: str | Path) -> Product:
     Raises: InputError if the file is damaged, or is not a whole product.
     """
     size = os.path.getsize(path) if os.path.isfile(path) else 0
-    file = read_fits(path, max_pixels=max(MAX_PIXELS, size))
+    return _whole(path, read_fits(path, max_pixels=max(MAX_PIXELS, size)))
+
+
+def decode_product(path: Path, payload: bytes) -> Product:
+    """A product from its bytes. path: what errors name.
+
+    Raises: InputError as `read_product`.
+    """
+    return _whole(path, decode_fits(path, payload, max_pixels=max(MAX_PIXELS, len(payload))))
+
+
+def _whole(path: str | Path, file: FitsFile) -> Product:
     there = {(p.name, p.extver) for p in file.planes if p.data is not None}
     if "OBJID" not in file.primary or not {("SCI", 1), ("ERR", 1), ("DQ", 1)} <= there:
         raise InputError(f"{path}: not a diffinv product (OBJID, SCI, ERR or DQ is missing).")

@@ -2,8 +2,9 @@
 
 An object is done if a valid product with its key is there. Else it is attempted, after a line in the manifest says so, until
 it is done, has crashed a process `MOST_CRASHES` times or has failed `MOST_FAILURES` times, in this run and those before; an
-input that cannot be used fails the same way every time and is not tried again. What was given up stays in `quarantine/` with
-the reason until its input or the run's configuration changes, or its file there is removed.
+input that cannot be used fails the same way every time and is not tried again. An object whose process died waits until all
+others had their turn: where processes are killed at random, few of the killed are guilty, and a storm passes. What was given up
+stays in `quarantine/` with the reason until its input or the run's configuration changes, or its file there is removed.
 Invariant: every object of the list ends done, quarantined, or untouched by a run that says that it stopped early.
 """
 
@@ -20,8 +21,9 @@ from diffinv.data.atomic import write_atomically
 from diffinv.data.catalog import Entry
 from diffinv.data.products import product_path
 from diffinv.engine.manifest import Journal, Ledger, Tally, add, count, done_keys, others_at_work, read_journals
+from diffinv.engine.packing import Packing
 from diffinv.engine.progress import Progress
-from diffinv.engine.run import Run, is_product, print_error, quarantine_path, reason_of
+from diffinv.engine.run import Run, print_error, quarantine_path, reason_of
 from diffinv.engine.shards import Shard
 
 HOPELESS = 20  # objects that end before a run is judged by its failures
@@ -67,7 +69,10 @@ class Campaign:
         self.run, self.ledger, self.tallies, self.known = run, ledger, count(journals), done_keys(journals)
         self.total, self.most_failed = len(entries), max_failed * len(entries)
         self.waiting, self.at_work = deque(entries), 0
+        self.suspects: deque[Entry] = deque()  # whose processes died
+        self.failing: set[str] = set()  # keys of those that raised, which wait for nobody
         self.outcome = Outcome()
+        self.packing = None if run.plan.pack is None else Packing(run.packs, entries, run.plan.pack)
 
     @property
     def ended(self) -> int:
@@ -79,19 +84,31 @@ class Campaign:
 
         Raises: OSError if the disk refuses.
         """
-        while self.waiting and not self.outcome.stopped:
-            task = self._task(self.waiting.popleft())
-            if task is not None:
+        while (self.waiting or self.suspects) and not self.outcome.stopped:
+            again = not self.waiting or self._mostly_dies()
+            task = self._task((self.suspects if again else self.waiting).popleft())
+            if task is not None and not again and task.key in self.tallies and task.key not in self.failing:
+                self.suspects.append(task.entry)
+            elif task is not None:
                 self.at_work += 1
                 return task
         return None
+
+    def _mostly_dies(self) -> bool:
+        """Whether it looks as if no object could be done, which second attempts then show before all have had their first."""
+        return len(self.suspects) >= max(HOPELESS, len(self.outcome.products))
+
+    def drop(self) -> None:
+        """Begin nothing more."""
+        self.waiting.clear()
+        self.suspects.clear()
 
     def begin(self, task: Task) -> bool:
         """Record an attempt, before it runs; False if another run has made the product since it was looked for.
 
         Raises: OSError if the disk refuses.
         """
-        if is_product(task.path):
+        if self.run.has(task.path):
             self.at_work -= 1
             self.outcome.skipped += 1
             self._keep(task, fresh=False)
@@ -108,7 +125,7 @@ class Campaign:
             self._quarantine(entry, None, reason_of(error))
             return None
         before = read_reason(quarantine_path(self.run.out, entry.object_id), key)
-        if is_product(path):
+        if self.run.has(path):
             self.outcome.skipped += 1
             self._keep(Task(entry, key, path), fresh=False)
         elif before is not None:
@@ -138,7 +155,7 @@ class Campaign:
         if fresh or task.key not in self.known:  # a lost manifest grows again from the products
             self.ledger.write("done", key=task.key, object_id=task.entry.object_id, fresh=fresh)
         quarantine_path(self.run.out, task.entry.object_id).unlink(missing_ok=True)
-        self._judge()
+        self._end(task.entry, task.path if task.path.is_file() else None)
 
     def failed(self, task: Task, reason: str, *, final: bool) -> None:
         """An attempt raised. final: the next one would as well."""
@@ -149,14 +166,17 @@ class Campaign:
         self._again(task, "crashed", reason, False)
 
     def _again(self, task: Task, kind: str, reason: str, final: bool) -> None:
-        """Try once more, before the others, or give up."""
+        """Try once more or give up."""
         self.at_work -= 1
         self.ledger.write(kind, key=task.key, object_id=task.entry.object_id, reason=reason)
         tally = self.tallies[task.key] = add(self.tallies.get(task.key, Tally()), kind)
         if final or self._worn_out(task.key) is not None:
             times = tally.crashes + tally.failures
             self._quarantine(task.entry, task.key, reason if times == 1 else f"{reason} ({times} times)")
+        elif kind == "crashed":
+            self.suspects.append(task.entry)
         else:
+            self.failing.add(task.key)
             self.waiting.appendleft(task.entry)
 
     def _quarantine(self, entry: Entry, key: str | None, reason: str) -> None:
@@ -167,15 +187,21 @@ class Campaign:
         self.tallies.pop(key or "", None)
         self.outcome.failed += 1
         self._tell(entry, reason)
-        self._judge()
 
     def _tell(self, entry: Entry, reason: str) -> None:
         self.outcome.quarantined[entry.object_id] = f"object {entry.object_id!r}: {reason}"
         print_error(self.outcome.quarantined[entry.object_id])
+        self._end(entry, None)
+
+    def _end(self, entry: Entry, path: Path | None) -> None:
+        """An object has ended, with a file of its own or none."""
+        if self.packing is not None:
+            self.packing.end(entry.object_id, path)
+        self._judge()
 
     def _judge(self) -> None:
         """Stop a run that mostly fails while there is still something to do."""
-        failed, left = self.outcome.failed, len(self.waiting) + self.at_work
+        failed, left = self.outcome.failed, len(self.waiting) + len(self.suspects) + self.at_work
         if not left or self.ended < HOPELESS or self.outcome.stopped:
             return
         if failed >= HOPELESS and not self.outcome.products:

@@ -23,7 +23,8 @@ from diffinv.core.checks import InputError
 from diffinv.core.rng import Rng
 from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import encode_ecsv
-from diffinv.data.products import Product, read_product
+from diffinv.data.packs import Place
+from diffinv.data.products import Product
 from diffinv.engine.calibration import MEASURED
 from diffinv.engine.evaluate import Case, Row, by_bin, cases_of
 from diffinv.engine.survey import find_products
@@ -105,16 +106,16 @@ def evaluate(out: Path, truths: Truths, edges: Sequence[float]) -> Evaluation:
     Raises: InputError if there is no product.
     """
     damaged: list[str] = []
-    latest = {found.object_id: found.path for found in find_products(out, damaged)}
+    latest = {found.object_id: found.place for found in find_products(out, damaged)}
     if not latest:
         raise InputError(f"{out}: no products of a run in it; give the --out of `diffinv sample`.")
     cases = [case for name in sorted(latest) for case in _cases(latest[name], truths, damaged)]
     return assemble(cases, edges, tuple(damaged))
 
 
-def _cases(path: Path, truths: Truths, damaged: list[str]) -> list[Case]:
+def _cases(place: Place, truths: Truths, damaged: list[str]) -> list[Case]:
     try:
-        product = read_product(path)
+        product = place.read()
     except InputError as error:
         damaged.append(str(error))
         return []

@@ -222,7 +222,7 @@ class Pool:
 
     def _finish_in_grace(self) -> None:
         end = time.monotonic() + GRACE
-        self.campaign.waiting.clear()
+        self.campaign.drop()
         if self.busy:
             print_error(f"interrupted; {len(self.busy)} objects in flight have {GRACE:g} s to finish")
         while self.busy and time.monotonic() < end:

@@ -25,6 +25,7 @@ from diffinv.data.catalog import Entry
 from diffinv.data.inputs import file_digest, input_digest
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import observe
+from diffinv.data.packs import Packs
 from diffinv.data.products import product_path, read_product, safe_id, write_product
 from diffinv.engine.calibration import Calibration, regime_of
 from diffinv.engine.draws import Method
@@ -51,7 +52,8 @@ class Plan:
     options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
     None. save_samples: keep the draws. max_batch: rows at once, None for as many as fit beside the run's other `processes`.
     identity: the configuration that decides the numbers. calibration: applied to products of data like its simulations.
-    held_out: share of the data's information that judges draws from the rest, or None.
+    held_out: share of the data's information that judges draws from the rest, or None. pack: objects whose products go into one
+    file, None for a file an object.
     """
 
     options: InputOptions
@@ -66,6 +68,7 @@ class Plan:
     processes: int = 1
     calibration: Calibration | None = None
     held_out: float | None = None
+    pack: int | None = None
 
 
 def prepare(out: Path) -> None:
@@ -103,7 +106,7 @@ class Run:
     """
 
     def __init__(self, out: Path, prior: Prior, plan: Plan, *, new_run: bool = False) -> None:
-        self.out, self.prior, self.plan = out, prior, plan
+        self.out, self.prior, self.plan, self.packs = out, prior, plan, Packs(out)
         check_target(plan.target_fwhm, prior.card.target_fwhm)
         self.record = {
             "diffinv": __version__,
@@ -153,9 +156,13 @@ class Run:
     def state(self, entry: Entry) -> str:
         """`done`, `to do`, or why it cannot be read."""
         try:
-            return "done" if is_product(product_path(self.out, entry.object_id, self.key(entry))) else "to do"
+            return "done" if self.has(product_path(self.out, entry.object_id, self.key(entry))) else "to do"
         except DiffinvError as error:
             return str(error)
+
+    def has(self, path: Path) -> bool:
+        """Whether a valid product of this path is there, in a file of its own or in a pack."""
+        return is_product(path) or self.packs.hold(path)
 
     def make(self, entry: Entry, path: Path, report: Callable[[float], None]) -> None:
         """Sample an object and write its product.

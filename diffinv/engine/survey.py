@@ -20,7 +20,8 @@ import numpy as np
 from diffinv.core.checks import InputError
 from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import encode_ecsv
-from diffinv.data.headers import Header, read_columns, read_headers
+from diffinv.data.headers import Header, read_columns
+from diffinv.data.packs import Place, find_places
 from diffinv.engine.manifest import QUARANTINE, Event, Journal, read_journals, record_hash
 
 
@@ -29,7 +30,7 @@ class Found:
     """A whole product of the present configuration."""
 
     object_id: str
-    path: Path
+    place: Place
     headers: Sequence[Header]
 
 
@@ -112,26 +113,19 @@ def _quarantined(out: Path) -> set[str]:
 def find_products(out: Path, damaged: list[str]) -> Iterator[Found]:
     """The products of the configuration of `run.json`, oldest first; what is no whole product becomes a line of `damaged`."""
     config = _config_hash(out)
-    for path in sorted((out / "products").glob("*/*.fits"), key=_age):
+    for place in find_places(out, damaged):
         try:
-            headers = read_headers(path)
+            headers = place.headers()
             missing = {"SCI", "ERR", "DQ"} - {header.name for header in headers}
             if missing:
-                raise InputError(f"{path}: not a diffinv product ({', '.join(sorted(missing))} missing).")
+                raise InputError(f"{place}: not a diffinv product ({', '.join(sorted(missing))} missing).")
             cards = headers[0].cards
             if config in (None, cards["CFGHASH"]):
-                yield Found(unquote(str(cards["OBJID"]), errors="surrogatepass"), path, headers)
+                yield Found(unquote(str(cards["OBJID"]), errors="surrogatepass"), place, headers)
         except InputError as error:
             damaged.append(str(error))
         except KeyError as error:
-            damaged.append(f"{path}: not a diffinv product ({error} is missing).")
-
-
-def _age(path: Path) -> tuple[int, str]:
-    try:
-        return path.stat().st_mtime_ns, path.name
-    except OSError:  # removed since it was listed
-        return 0, path.name
+            damaged.append(f"{place}: not a diffinv product ({error} is missing).")
 
 
 def _config_hash(out: Path) -> str | None:
@@ -176,13 +170,13 @@ def _table(out: Path, found: Found, damaged: list[str]) -> dict[str, np.ndarray]
     if header is None:
         return {}
     try:
-        columns = read_columns(found.path, header)
+        columns = read_columns(found.place.path, header)
     except InputError as error:
         damaged.append(str(error))
         return {}
     rows, name = len(next(iter(columns.values()))), found.object_id
     plain = name if name.isprintable() else ascii(name)[1:-1]
-    place = found.path.relative_to(out).as_posix()
+    place = Path(str(found.place)).relative_to(out).as_posix()
     return {"object_id": np.full(rows, plain), "product": np.full(rows, place), **columns}
 
 

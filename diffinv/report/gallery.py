@@ -14,7 +14,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from diffinv.core.checks import InputError
-from diffinv.data.headers import Header, read_headers, read_plane
+from diffinv.data.headers import Header, read_plane
+from diffinv.data.packs import Place
 from diffinv.report.figures import BRIGHTNESS, SPREAD, png, shared_stretch, spread_scale
 
 CSS = """
@@ -38,26 +39,26 @@ addEventListener('beforeprint', () => document.querySelectorAll('.tile').forEach
 """
 
 
-def render_gallery(paths: Sequence[Path], escape: Callable[[object], str]) -> tuple[str, list[tuple[str, str]]]:
+def render_gallery(places: Sequence[Place], escape: Callable[[object], str]) -> tuple[str, list[tuple[str, str]]]:
     """Tiles of products: mean and standard deviation of the first band, name, χ² a datum.
 
     Arguments: escape: text → HTML.
     Returns: the HTML, empty without products; and (file, reason) of those that could not be read.
     """
     tiles, broken = [], []
-    for path in paths:
+    for place in places:
         try:
-            tiles.append(_tile(path, escape))
+            tiles.append(_tile(place, escape))
         except InputError as error:
-            broken.append((path.name, str(error)))
+            broken.append((place.name, str(error)))
     if not tiles:
         return "", broken
     return f"<h2>More objects: mean and standard deviation</h2><div class='gallery'>{''.join(tiles)}</div>", broken
 
 
-def _tile(path: Path, escape: Callable[[object], str]) -> str:
-    headers = read_headers(path)
-    mean, std = (_first_band(path, headers, name) for name in ("SCI", "ERR"))
+def _tile(place: Place, escape: Callable[[object], str]) -> str:
+    headers = place.headers()
+    mean, std = (_first_band(place.path, headers, name) for name in ("SCI", "ERR"))
     name, chi2 = (headers[0].cards.get(key) for key in ("OBJID", "CHI2"))
     text = unquote(str(name), errors="replace") + (f" · χ² {chi2:.3f}" if isinstance(chi2, float) else "")
     stretch, spreads = shared_stretch([mean], [std]), spread_scale([std])

@@ -17,7 +17,8 @@ import numpy as np
 from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
 from diffinv.data.null_space import error_maps
-from diffinv.data.products import Exposure, Product, Quality, read_product
+from diffinv.data.packs import find_places
+from diffinv.data.products import Exposure, Product, Quality
 from diffinv.report.charts import CSS as CHARTS
 from diffinv.report.figures import BRIGHTNESS, SIGNED, SPREAD, Linear, Scale, colour_bar, png, shared_stretch, spread_scale
 from diffinv.report.gallery import CSS as GALLERY
@@ -40,20 +41,21 @@ def write_report(directory: Path) -> Path:
     Raises: InputError if the directory holds neither products nor quarantined objects.
     """
     directory = Path(directory)
-    paths = sorted((directory / "products").glob("*/*.fits"))
-    broken = _quarantined(directory)
-    if not paths and not broken:
+    unread: list[str] = []
+    places = sorted(find_places(directory, unread), key=lambda place: place.name)
+    broken = _quarantined(directory) + [(Path(line.partition(":")[0]).name, line) for line in unread]
+    if not places and not broken:
         raise InputError(f"{directory}: no products in it; run `diffinv sample` with this --out first.")
-    products, unread = [], []
-    for path in paths[:MOST_WHOLE]:
+    products = []
+    for place in places[:MOST_WHOLE]:
         try:
-            products.append(read_product(path))
+            products.append(place.read())
         except DiffinvError as error:
-            unread.append((path.name, str(error)))
+            broken.append((place.name, str(error)))
     products.sort(key=lambda product: (product.object_id, product.provenance.key))
     evaluation = _evaluation(directory / "evaluation.json")
-    gallery, damaged = render_gallery(paths[MOST_WHOLE : MOST_WHOLE + MOST_SMALL], escape)
-    page = render_page(products, broken + unread + damaged, total=len(paths), evaluation=evaluation, gallery=gallery)
+    gallery, damaged = render_gallery(places[MOST_WHOLE : MOST_WHOLE + MOST_SMALL], escape)
+    page = render_page(products, broken + damaged, total=len(places), evaluation=evaluation, gallery=gallery)
     target = directory / "report.html"
     write_atomically(target, page.encode("utf-8", "backslashreplace"))
     return target

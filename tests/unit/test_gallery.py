@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffinv.data.packs import Place, name_of
 from diffinv.data.products import Product, product_path, write_product
 from diffinv.report import html
 from diffinv.report.figures import BRIGHTNESS, SPREAD, colour, encode_png, shared_stretch, spread_scale
@@ -20,10 +21,10 @@ from diffinv.report.html import escape, write_report
 from tests.unit.test_report import product
 
 
-def write(out: Path, made: Product) -> Path:
+def write(out: Path, made: Product) -> Place:
     path = product_path(out, made.object_id, made.provenance.key)
     write_product(path, made)
-    return path
+    return Place(path, name_of(path))
 
 
 def pictures(page: str) -> list[np.ndarray]:
@@ -70,12 +71,12 @@ def test_names_cannot_become_markup(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_product_is_a_line_and_its_neighbours_are_shown(tmp_path: Path) -> None:
     good, flipped, cut = (write(tmp_path, product(name)) for name in ("good", "flipped", "cut"))
-    payload = bytearray(flipped.read_bytes())
+    payload = bytearray(flipped.path.read_bytes())
     payload[payload.index(b"EXTNAME = 'SCI") // 2880 * 2880 + 2880 + 8] ^= 1
-    flipped.write_bytes(payload)
-    cut.write_bytes(cut.read_bytes()[:-2880])
-    other = tmp_path / "other.fits"
-    other.write_bytes(b"<html>")
+    flipped.path.write_bytes(payload)
+    cut.path.write_bytes(cut.path.read_bytes()[:-2880])
+    other = Place(tmp_path / "other.fits", "other.fits")
+    other.path.write_bytes(b"<html>")
     page, broken = render_gallery([flipped, good, cut, other], escape)
     assert page.count("class='tile'") == 1 and "good" in page
     assert [name for name, _ in broken] == [flipped.name, cut.name, other.name]
@@ -84,7 +85,7 @@ def test_a_damaged_product_is_a_line_and_its_neighbours_are_shown(tmp_path: Path
 
 def test_without_products_there_is_no_gallery(tmp_path: Path) -> None:
     assert render_gallery([], escape) == ("", [])
-    assert render_gallery([tmp_path / "none.fits"], escape)[0] == ""
+    assert render_gallery([Place(tmp_path / "none.fits", "none.fits")], escape)[0] == ""
 
 
 def test_a_report_shows_some_whole_some_small_and_says_how_many_there_are(

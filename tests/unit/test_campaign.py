@@ -1,0 +1,84 @@
+"""A list of objects whose processes are killed at random: none is blamed for it while others have not had their turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffinv.data.catalog import Entry
+from diffinv.engine import campaign as module
+from diffinv.engine.campaign import Campaign, Task
+
+OBJECTS, KILLS, WORKERS = 400, 44, 2
+
+
+class Ledger:
+    """Keeps nothing."""
+
+    def write(self, event: str, **values: object) -> None:
+        pass
+
+
+def small(out: Path, count: int) -> Campaign:
+    """A campaign of objects whose products are never looked at."""
+    nothing = lambda *arguments: None
+    run = SimpleNamespace(
+        out=out, plan=SimpleNamespace(pack=None), key=lambda e: f"{int(e.object_id):04x}", has=nothing, write_record=nothing
+    )
+    entries = [Entry(str(number), out / str(number)) for number in range(count)]
+    return Campaign(run, entries, Ledger(), [], max_failed=1.0)
+
+
+def storm(campaign: Campaign, rng: np.random.Generator) -> None:
+    """Kill a random process whenever the number of products says so; a new one is ready a few objects later."""
+    busy: list[Task] = []
+    thresholds = set(rng.choice(np.arange(1, OBJECTS - KILLS - WORKERS), KILLS, replace=False).tolist())
+    absent: list[int] = []  # how many objects each process that starts will still miss
+    while True:
+        while len(busy) + len(absent) < WORKERS and (task := campaign.next()) is not None:
+            if campaign.begin(task):
+                busy.append(task)
+        if not busy and not absent:
+            return
+        if busy:
+            campaign.done(busy.pop(int(rng.integers(len(busy)))))
+        absent = [left - 1 for left in absent if left > 1]
+        while busy and len(campaign.outcome.products) in thresholds:
+            thresholds.remove(len(campaign.outcome.products))
+            campaign.crashed(busy.pop(int(rng.integers(len(busy)))), "was killed")
+            absent.append(int(rng.integers(1, 8)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_object_is_blamed_for_kills_that_come_at_random(tmp_path: Path, seed: int) -> None:
+    campaign = small(tmp_path, OBJECTS)
+    storm(campaign, np.random.default_rng(seed))
+    assert not campaign.outcome.quarantined
+    assert len(campaign.outcome.products) == OBJECTS == len(set(campaign.outcome.products))
+
+
+def test_an_object_that_kills_is_tried_after_all_others_and_set_aside_the_second_time(tmp_path: Path) -> None:
+    campaign, order = small(tmp_path, 50), []
+    while (task := campaign.next()) is not None:
+        campaign.begin(task)
+        order.append(int(task.entry.object_id))
+        if order[-1] == 3:
+            campaign.crashed(task, "it does")
+        else:
+            campaign.done(task)
+    assert [place for place, number in enumerate(order) if number == 3] == [3, 50]
+    assert campaign.outcome.quarantined == {"3": "object '3': it does (2 times)"}
+
+
+@pytest.mark.parametrize("end", ["failed", "crashed"])
+def test_a_run_in_which_all_ends_badly_stops_before_every_object_had_its_turn(tmp_path: Path, end: str) -> None:
+    campaign, attempts = small(tmp_path, 10_000), 0
+    while (task := campaign.next()) is not None:
+        campaign.begin(task)
+        campaign.failed(task, "as always", final=False) if end == "failed" else campaign.crashed(task, "as always")
+        attempts += 1
+    assert campaign.outcome.stopped == f"the first {module.HOPELESS} objects all failed"
+    assert attempts <= 3 * module.HOPELESS
