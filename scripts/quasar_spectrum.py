@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,8 +25,23 @@ ENERGIES = (0.5, 7.0)
 START = (2.0, 0.05, -8.5)
 
 
-def quasar_statistic(folder: Path) -> tuple[Callable[[Tensor], Tensor], int]:
-    """W(θ) of θ (3,) in float64, and the number of channels."""
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What W(θ) is made of. edges: keV, (E + 1,). cross_section: 1e-22 cm², (E,). matrix: cm², (E, K). exposure: s.
+    counts, background: (K,). ratio: expected background counts per one in the source's region."""
+
+    model: Folded
+    edges: Tensor
+    cross_section: Tensor
+    matrix: Tensor
+    exposure: float
+    counts: Tensor
+    background: Tensor
+    ratio: Tensor
+
+
+def quasar_parts(folder: Path) -> Parts:
+    """Read from the files of 3C 273."""
     source = read_spectrum(folder / "3c273.pi")
     background, rmf = read_spectrum(source.background), read_rmf(source.rmf)
     check_channels(source, rmf)
@@ -35,11 +51,19 @@ def quasar_statistic(folder: Path) -> tuple[Callable[[Tensor], Tensor], int]:
     model = Folded(Product((PowerLaw(response.grid), absorption)), response, source.exposure)
     counts, others = (torch.from_numpy(binning.sum(s.counts)) for s in (source, background))
     ratio = torch.tensor(background_ratio(source, background)[0])
+    grid = response.grid.edges
+    return Parts(model, grid, absorption.cross_section, response.matrix, source.exposure, counts, others, ratio)
+
+
+def quasar_statistic(folder: Path) -> tuple[Callable[[Tensor], Tensor], int]:
+    """W(θ) of θ (3,) in float64, and the number of channels."""
+    parts = quasar_parts(folder)
 
     def statistic(theta: Tensor) -> Tensor:
-        return w_statistic(counts, others, ratio, torch.exp(theta[2]) * model(theta[None, :2])[0])
+        mean = torch.exp(theta[2]) * parts.model(theta[None, :2])[0]
+        return w_statistic(parts.counts, parts.background, parts.ratio, mean)
 
-    return statistic, len(counts)
+    return statistic, len(parts.counts)
 
 
 def quasar_fit(folder: Path) -> tuple[Maximum, int]:
