@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,12 +26,14 @@ from diffinv.unmixing.emulator import Emulator, emulator_errors, train_emulator
 from diffinv.unmixing.emulator_store import load_emulator, save_emulator
 from diffinv.unmixing.maps import MapPlan, ParameterMap, Splitting, fit_map
 from diffinv.unmixing.mixture import Component, Mixture, SpectralData
-from diffinv.unmixing.pipeline import pool_factor, pooled_start
+from diffinv.unmixing.pipeline import UnmixingPlan, pool_factor, pooled_start
 from diffinv.unmixing.pixels import PixelPlan, fit_pixels, pool_index, pooled, quadratic
 from diffinv.unmixing.posterior_maps import posterior
+from diffinv.unmixing.shares import Shares
 from diffinv.unmixing.starlet import Starlet
 
 ERRORS_AT, ERRORS_SEED = 1024, 9
+ROUNDS = UnmixingPlan(PixelPlan()).rounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +54,37 @@ class Problem:
     data: SpectralData
     shape: tuple[int, int]
     plan: PixelPlan
+    store: Path
     shared: dict[str, tuple[ParameterMap, float]] = field(default_factory=dict)
 
     @staticmethod
-    def of(case: Case, models: tuple[Emulator, ...]) -> Problem:
+    def of(case: Case, models: tuple[Emulator, ...], store: Path) -> Problem:
+        """store: file in which the sparse map is kept for a later run."""
         counts = torch.from_numpy(case.cube.counts).double().flatten(1).T.contiguous()
         one = torch.ones(1, dtype=torch.float64)
         data = SpectralData(counts, Poisson(one, 0 * one, floor=1e-9), torch.zeros(1, counts.shape[1], dtype=torch.float64))
         parts = [Component(name, model, model.log) for name, model in zip(("thermal", "synchrotron"), models, strict=False)]
         starts = (0.1, 0.3, 0.5, 0.7, 0.9) if len(parts) == 1 else (0.17, 0.5, 0.83)
-        return Problem(Mixture(tuple(parts)), data, tuple(case.cube.counts.shape[1:]), PixelPlan(starts))
+        return Problem(Mixture(tuple(parts)), data, tuple(case.cube.counts.shape[1:]), PixelPlan(starts), store)
+
+    @property
+    def model(self) -> Mixture:
+        """What maps are made with: of several components, their shares."""
+        return Shares.of(self.mixture) if len(self.mixture.components) > 1 else self.mixture
 
     def smooth(self) -> tuple[ParameterMap, float]:
         """The starlet map and the CPU seconds that it took; computed once."""
+        if "map" not in self.shared and self.store.exists():
+            kept = torch.load(self.store, weights_only=True)
+            self.shared["map"] = (ParameterMap(**kept["map"]), kept["CPU s"])
         if "map" not in self.shared:
             start = time.process_time()
-            first = pooled_start(self.mixture, self.data, self.shape, pool_factor(self.data), self.plan)
-            found = fit_map(self.mixture, self.data, self.shape, first, MapPlan())
+            model = self.model
+            begin = model.start if isinstance(model, Shares) else partial(pooled_start, model)
+            first = begin(self.data, self.shape, pool_factor(self.data), PixelPlan())
+            found = fit_map(model, self.data, self.shape, first, MapPlan())
             self.shared["map"] = (found, time.process_time() - start)
+            torch.save({"map": vars(found), "CPU s": self.shared["map"][1]}, self.store)
         return self.shared["map"]
 
 
@@ -104,8 +120,11 @@ def binned(factor: int) -> Callable[[Problem], Found]:
 def starlet(problem: Problem) -> Found:
     """The sparse map with its Laplace width."""
     found, spent = problem.smooth()
-    step = quadratic(problem.mixture, problem.data, found.amplitude, found.u)
-    return Found(found.u, _laplace(problem.shape, step.fisher, found), found.amplitude, spent)
+    step = quadratic(problem.model, problem.data, found.amplitude, found.u)
+    amplitude, own = found.amplitude, len(problem.mixture.names)
+    if isinstance(problem.model, Shares):
+        amplitude = amplitude * problem.model.fractions(found.u)[0]
+    return Found(found.u[:, :own], _laplace(problem.shape, step.fisher, found)[:, :own], amplitude, spent)
 
 
 def _laplace(shape: tuple[int, int], fisher: Tensor, found: ParameterMap, *, draws: int = 32, knee: float = 1e-3) -> Tensor:
@@ -129,8 +148,11 @@ def _laplace(shape: tuple[int, int], fisher: Tensor, found: ParameterMap, *, dra
 def ours(problem: Problem) -> Found:
     """The Gaussian field about the sparse map: what `diffinv unmix` reports."""
     found, spent = problem.smooth()
-    result = posterior(problem.mixture, problem.data, problem.shape, found)
-    return Found(result.u, result.std, result.amplitude, spent)
+    result = posterior(problem.model, problem.data, problem.shape, found, rounds=ROUNDS)
+    amplitude, own = result.amplitude, len(problem.mixture.names)
+    if isinstance(problem.model, Shares):
+        amplitude, _ = problem.model.amplitudes(problem.data, result)
+    return Found(result.u[:, :own], result.std[:, :own], amplitude, spent)
 
 
 METHODS: dict[str, Callable[[Problem], Found]] = {
