@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,9 +30,10 @@ from selfsup_inverse import PROBLEMS as INCOMPLETE  # noqa: E402
 from selfsup_plan import BATCH, HELD_OUT, SURVEY_SEED, TRAINING, plan_of  # noqa: E402
 from selfsup_problems import PROBLEMS as COMPLETE  # noqa: E402
 from selfsup_problems import SHAPE, TRAINED, Problem, Size  # noqa: E402
-from selfsup_tables import SIZES  # noqa: E402
+from selfsup_tables import SIZES, ratios  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from diffinv.core.heap import keep_freed_memory  # noqa: E402
 from diffinv.core.rng import Rng  # noqa: E402
 from diffinv.likelihood import Observation  # noqa: E402
 from diffinv.noise.gaussian import Gaussian  # noqa: E402
@@ -46,7 +46,6 @@ INSTRUMENTS = {
     "gaussian": (Identity(SHAPE), Gaussian(torch.full((1,), 0.1))),
     "one_mask": (ONE, Gaussian(torch.full((1,), 0.02))),
 }
-ROUNDS = 16
 
 
 class Ours(nn.Module):
@@ -137,16 +136,11 @@ def train(peer: Peer, problem: Problem, images: Tensor, seed: int, steps: int) -
 
 
 def step_times(images: Tensor, size: Size) -> dict[str, float]:
-    """Time of a step over that of a supervised one of the library, in turns, the fastest of the rounds."""
+    """Time of a step over that of a supervised one of the library, as `selfsup_tables.ratios`."""
     sources = {key: Simulated(images[:TRAINING], PROBLEMS[key].observe, SURVEY_SEED) for key in INSTRUMENTS}
-    steps = {name: Step(peer, sources[peer.problem], 1e-5, size) for name, peer in PEERS.items()}
-    best = dict.fromkeys(steps, math.inf)
-    for number in range(ROUNDS + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step(torch.arange(BATCH) + BATCH * number, Rng.for_draws(number, range(BATCH), 1))
-            best[name] = min(best[name], time.perf_counter() - begin) if number else math.inf
-    return {name: t / best["DeepInverse supervised"] for name, t in best.items()}
+    made = {name: Step(peer, sources[peer.problem], 1e-5, size) for name, peer in PEERS.items()}
+    rows = lambda number: (torch.arange(BATCH) + BATCH * number, Rng.for_draws(number, range(BATCH), 1))
+    return ratios({name: lambda number, step=step: step(*rows(number)) for name, step in made.items()}, "DeepInverse supervised")
 
 
 def main() -> None:
@@ -157,6 +151,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/bench_selfsup"))
     args = parser.parse_args()
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     images = torch.from_numpy(np.load(args.work / f"{args.images}.npy"))
     runs = args.work / f"{args.images}-{args.steps}"
     runs.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 import torch
 from linear_reconstruction import AffineEstimate
@@ -21,7 +20,7 @@ from diffinv.report.tables import write_table
 from diffinv.training.ema import ExponentialMovingAverage
 from diffinv.training.sources import Simulated, Source
 
-ROUNDS, CLIP, MASKS, ELEMENTS = 16, 1.0, 16, 64
+ROUNDS, CLIP, MASKS, ELEMENTS = 24, 1.0, 16, 64
 
 
 SIZES = {"step": TRAINED, "step, usual size": USUAL}
@@ -29,20 +28,25 @@ SIZES = {"step": TRAINED, "step, usual size": USUAL}
 
 def step_times(problem: Problem, source: Source, size: Size) -> dict[str, float]:
     """Time of a training step over that of a supervised one: data, loss, backward, clipping, update and average, as in `Trainer`;
-    losses in turns, the fastest of the rounds."""
+    losses in turns, the median over rounds of the ratio to the supervised step of the same round."""
     index, rng = torch.arange(BATCH), Rng.for_draws(0, range(BATCH), 1)
     y = source.batch(index, rng).observation.y
     steps = {
         name: _step(recipe, size, y, lambda number: source.batch(index + BATCH * number, rng))
         for name, recipe in problem.recipes.items()
     }
-    best = dict.fromkeys(steps, math.inf)
+    return ratios(steps, "supervised")
+
+
+def ratios(steps: dict[str, Callable[[int], None]], plain: str) -> dict[str, float]:
+    """Median over rounds of the time of a step over that of the plain one of the same round; the first round warms up."""
+    rounds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(ROUNDS + 1):
         for name, step in steps.items():
             begin = time.perf_counter()
             step(number)
-            best[name] = min(best[name], time.perf_counter() - begin) if number else math.inf
-    return {name: t / best["supervised"] for name, t in best.items()}
+            rounds[name].append(time.perf_counter() - begin)
+    return {name: median(t / own for t, own in zip(times[1:], rounds[plain][1:], strict=True)) for name, times in rounds.items()}
 
 
 def _step(recipe: Recipe, size: Size, y: Tensor, batch: Callable[[int], object]) -> Callable[[int], None]:
@@ -91,12 +95,14 @@ def seen(problem: Problem, images: Tensor, held: Source) -> dict[str, list[float
 
 
 def gather(record: Path, runs: Path, steps: int) -> dict:
-    """The record, with the runs and the peers' times that came since."""
+    """The record, with the runs and the peers' times that came since, and times of other records: images have no say in them."""
     blank = {"steps": steps, "runs": {}, "untrained": {}, "seen": {}, "times": {}, "peers": {}}
     known = json.loads(record.read_text()) if record.exists() else blank
     if known["steps"] != steps:
         raise SystemExit(f"{record}: holds runs of {known['steps']} steps, not {steps}; give another --record.")
     known["runs"] |= {path.stem: json.loads(path.read_text()) for path in sorted(runs.glob("*.json"))}
+    for other in sorted(record.parent.glob("selfsup_*_runs.json")):
+        known["times"] = json.loads(other.read_text())["times"] | known["times"]
     peers = runs.with_name(runs.name.rsplit("-", 1)[0] + "-peers.json")
     known["peers"] |= json.loads(peers.read_text()) if peers.exists() else {}
     return known

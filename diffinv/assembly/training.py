@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffinv.config import Override, has_section, load
+from diffinv.core.heap import keep_freed_memory
 from diffinv.sections.prior import PriorConfig
 from diffinv.sections.train import TrainConfig
 
@@ -21,6 +22,7 @@ def train(
     Arguments: path, overrides: of the configuration. out: the folder. resume, new_run: as `learn`; a prior has no new_run.
     Raises: as `learn` and `learn_prior`.
     """
+    keep_freed_memory()
     if has_section(path, "prior"):
         prior = load(PriorConfig, path, overrides)
         from diffinv.assembly.prior import build_prior_job

@@ -26,13 +26,13 @@ def versions(
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
-    return str(value)
+    return str(value).replace("|", "\\|")
 
 
 def markdown(rows: Sequence[dict]) -> str:
-    """A GitHub table of rows that share their keys."""
+    """A GitHub table of rows that share their keys; a bar within a key or a text is escaped."""
     keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
+    lines = ["| " + " | ".join(map(_cell, keys)) + " |", "|" + "---|" * len(keys)]
     return "\n".join(lines + ["| " + " | ".join(_cell(row[k]) for k in keys) + " |" for row in rows])
 
 
