@@ -100,14 +100,15 @@ class Ambient(NoiseOnly):
 
 
 class AtLevel(Reconstructor):
-    """A denoiser at a level as a reconstructor of x_σ, so that slopes of reconstructions are slopes of it."""
+    """A denoiser at a level a row as a reconstructor of x_σ, each row once or several times in a row, so that slopes of
+    reconstructions are slopes of it."""
 
     def __init__(self, denoiser: nn.Module, sigma: Sigma) -> None:
         super().__init__()
         self.denoiser, self.sigma = denoiser, sigma
 
     def forward(self, observation: Observation) -> Image:
-        return self.denoiser(observation.y, self.sigma)
+        return self.denoiser(observation.y, self.sigma.repeat_interleave(len(observation.y) // len(self.sigma)))
 
 
 @register("loss", "ambient_sure")

@@ -61,7 +61,7 @@ class Curved(Denoiser):
         self.theta = torch.nn.Parameter(torch.tensor([0.7, 0.8, 0.4, -0.3], dtype=F64).expand(rows, 4).clone())
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        a, c, d, e = (expand(p, x) for p in self.theta.unbind(1))
+        a, c, d, e = (expand(p, x) for p in self.theta.repeat_interleave(len(x) // len(self.theta), 0).unbind(1))
         return a * torch.tanh(c * x) + d * x / expand(1 + sigma, x) + e * x.roll(1, -1)
 
 
