@@ -20,7 +20,7 @@ from diffinv.report.tables import write_table
 from diffinv.training.ema import ExponentialMovingAverage
 from diffinv.training.sources import Simulated, Source
 
-ROUNDS, CLIP, MASKS, ELEMENTS = 24, 1.0, 16, 64
+ROUNDS, CLIP, MASKS, ELEMENTS = 16, 1.0, 16, 64
 
 
 SIZES = {"step": TRAINED, "step, usual size": USUAL}

@@ -8,7 +8,7 @@ Data-space losses are means over the good data of a row, in the square of the da
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from diffinv.core.batched import Batched
 from diffinv.core.checks import UnsupportedError, check_shape
 from diffinv.core.registry import register
 from diffinv.core.rng import Rng
+from diffinv.core.types import Image
 from diffinv.likelihood import Observation
 from diffinv.reconstructors.base import Reconstructor
 from diffinv.reconstructors.observed import good_data, whole
@@ -130,6 +131,15 @@ class Total(Loss):
         return sum(w * loss.oracle(once, batch, rng.spawn(k)) for k, (w, loss) in enumerate(self.terms))
 
 
+def twice(model: nn.Module, data: Observation, y: Tensor) -> tuple[Image, Image]:
+    """Reconstructions of data, and of the same with y in place of its own: one pass of twice the rows, where neither is known."""
+    if isinstance(model, _Once):
+        return model.twice(data, y)
+    both = replace(data.repeat(2), y=torch.stack([data.y, y], 1).flatten(0, 1))
+    here, there = model(both).unflatten(0, (-1, 2)).unbind(1)
+    return here, there
+
+
 class _Once(Reconstructor):
     """A model that reconstructs the same observation (the same object) once."""
 
@@ -140,11 +150,24 @@ class _Once(Reconstructor):
     def forward(self, observation: Observation, *more: Tensor) -> Tensor:
         if more:  # a denoiser's (x, σ)
             return self.model(observation, *more)
-        for seen, taped, image in self.known:
-            if seen is observation and taped == torch.is_grad_enabled():
-                return image
-        self.known.append((observation, torch.is_grad_enabled(), self.model(observation)))
-        return self.known[-1][2]
+        image = self._recall(observation)
+        return self._keep(observation, self.model(observation)) if image is None else image
+
+    def twice(self, data: Observation, y: Tensor) -> tuple[Image, Image]:
+        """As the function of this name."""
+        image = self._recall(data)
+        if image is not None:
+            return image, self.model(replace(data, y=y))
+        here, there = twice(self.model, data, y)
+        return self._keep(data, here), there
+
+    def _recall(self, observation: Observation) -> Image | None:
+        found = (image for seen, taped, image in self.known if seen is observation and taped == torch.is_grad_enabled())
+        return next(found, None)
+
+    def _keep(self, observation: Observation, image: Image) -> Image:
+        self.known.append((observation, torch.is_grad_enabled(), image))
+        return image
 
     def score(self, observation: Observation) -> Tensor:
         return self.model.score(observation)

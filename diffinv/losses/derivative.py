@@ -15,6 +15,7 @@ from diffinv.core.checks import UnsupportedError
 from diffinv.core.linalg import expand
 from diffinv.core.registry import register
 from diffinv.likelihood import Observation
+from diffinv.losses.base import twice
 
 
 class Slope(abc.ABC):
@@ -61,8 +62,7 @@ class FiniteDifference(Slope):
                 "FiniteDifference: the network has active dropout, so that two passes are of two networks; use ForwardMode."
             )
         h = expand(self._step(data.y, omega, noise), omega)
-        both = replace(data.repeat(2), y=torch.stack([data.y, data.y + h * omega], 1).flatten(0, 1))
-        here, there = both.operator(model(both)).unflatten(0, (-1, 2)).unbind(1)
+        here, there = (data.operator(x) for x in twice(model, data, data.y + h * omega))
         return here, (there - here) / h
 
     def _step(self, y: Tensor, omega: Tensor, noise: Tensor) -> Tensor:

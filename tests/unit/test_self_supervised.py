@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 import torch
@@ -291,23 +292,23 @@ def test_a_row_without_any_signal_has_a_finite_loss_and_gradient(dtype: torch.dt
 
 
 class Counted(Toy):
-    """A toy that counts its passes."""
+    """A toy that counts the rows of its passes."""
 
-    passes = 0
+    rows = 0
 
     def forward(self, observation: Observation) -> Tensor:
-        self.passes += 1
+        self.rows += len(observation.y)
         return super().forward(observation)
 
 
 def test_the_terms_of_a_sum_share_the_pass_over_the_data() -> None:
     batch, rng = measured("gaussian", 2), lambda: Rng.for_draws(3, range(2), 1)
-    parts = (Sure(), EquivariantImaging(Flips(), noisy=True))
-    apart = sum(loss(Toy(2), batch, rng().spawn(k)) for k, loss in enumerate(parts))
-    model = Counted(2)
-    together = Total(tuple((1.0, loss) for loss in parts))(model, batch, rng())
-    torch.testing.assert_close(together, apart)
-    assert model.passes == 3
+    for parts in permutations((Sure(), EquivariantImaging(Flips(), noisy=True))):
+        apart = sum(loss(Toy(2), batch, rng().spawn(k)) for k, loss in enumerate(parts))
+        model = Counted(2)
+        together = Total(tuple((1.0, loss) for loss in parts))(model, batch, rng())
+        torch.testing.assert_close(together, apart)
+        assert model.rows == 3 * 2
 
 
 class Untaped(Loss):
