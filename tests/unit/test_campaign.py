@@ -53,7 +53,7 @@ def storm(campaign: Campaign, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_object_is_blamed_for_kills_that_come_at_random(tmp_path: Path, seed: int) -> None:
+def test_no_object_is_blamed_for_random_kills_while_others_wait(tmp_path: Path, seed: int) -> None:
     campaign = small(tmp_path, OBJECTS)
     storm(campaign, np.random.default_rng(seed))
     assert not campaign.outcome.quarantined
