@@ -8,8 +8,6 @@ import json
 import re
 import resource
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from diffinv.data.products import Quality, read_product, safe_id
 from diffinv.engine import objects
 from diffinv.engine.manifest import read_journals
 from diffinv.engine.run import Run
+from tests.crashes import last_call
 from tests.integration.test_bad_files import FAULTS
 from tests.small import FAST, write_observation, write_prior
 from tests.survey import ROOT, data_parts, reasons, write_objects
@@ -51,43 +50,26 @@ def test_the_table_has_every_row() -> None:
     assert len(ROWS) >= 23
 
 
-# A process that dies at its k-th call of anything that touches the disk, for every k, over an old file and over none.
+# For every k, over an old file and over none.
 WRITER = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from diffinv.data.atomic import write_atomically
-CALLS = {"open", "write", "flush", "fsync", "flock", "fstat", "read", "readall", "close", "replace", "unlink", "mkdir", "stat",
-         "__exit__", "lseek", "rename"}
+from tests.crashes import dies
 path, last = Path(sys.argv[1]), int(sys.argv[2])
 for k in range(1, last):
     (path.parent / f"{k}").mkdir()
     target = path.parent / f"{k}" / path.name
     if k % 2:
         target.write_bytes(b"old")
-    if os.fork() == 0:
-        left = [k]
-        def count(frame, event, call):
-            if event == "c_call" and call.__name__ in CALLS:
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.setprofile(count)
-        write_atomically(target, b"new" * 1000)
-        sys.setprofile(None)
-        os._exit(0)
-    _, status = os.wait()
-    print(k, os.WTERMSIG(status))
+    print(k, dies(k, lambda: write_atomically(target, b"new" * 1000)))
 """
 
 
 def test_a_crash_at_any_call_of_the_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     last = 40
-    run = [sys.executable, "-c", WRITER, str(tmp_path / "products" / "p"), str(last)]
     (tmp_path / "products").mkdir()
-    ends = subprocess.run(run, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
-    killed = {int(k): signal == "9" for k, signal in zip(ends[::2], ends[1::2])}
-    calls = max(k for k, died in killed.items() if died)
-    assert 12 <= calls < last - 1 and all(killed[k] for k in range(1, calls + 1))
+    calls = last_call(WRITER, tmp_path / "products" / "p", last, fewest=12)
     states = []
     for k in range(1, last):
         path = tmp_path / "products" / f"{k}" / "p"

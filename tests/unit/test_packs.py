@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from diffinv.data.atomic import remove_parts
 from diffinv.data.headers import read_plane
 from diffinv.data.packs import Packs, encode_pack, find_places, read_pack
 from diffinv.data.products import product_path, write_product
-from tests.survey import ROOT
+from tests.crashes import last_call
 from tests.unit.test_report import product
 
 
@@ -149,31 +147,18 @@ def test_names_lie_where_the_index_says(tmp_path: Path) -> None:
     assert {p.name: content[p.start : p.start + p.size] for p in read_pack(path)} == members
 
 
-# A process that dies at its k-th call of anything that touches the disk while it packs, for every k.
+# For every k, while three products are packed.
 PACKER = """
-import os, shutil, signal, sys
+import shutil, sys
 from pathlib import Path
 import diffinv.data.packs as packs
-CALLS = {"open", "write", "flush", "fsync", "flock", "fstat", "read", "readall", "close", "replace", "unlink", "mkdir", "stat",
-         "__exit__", "lseek", "rename", "seek", "scandir"}
+from tests.crashes import dies
 packs.Packs.hold = lambda self, path: self.find(path) is not None
 work, last = Path(sys.argv[1]), int(sys.argv[2])
 for k in range(1, last):
     out = work / f"{k}"
     shutil.copytree(work / "source", out)
-    if os.fork() == 0:
-        left = [k]
-        def count(frame, event, call):
-            if event == "c_call" and call.__name__ in CALLS:
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.setprofile(count)
-        packs.Packs(out).pack(sorted(out.glob("products/*/*.fits")))
-        sys.setprofile(None)
-        os._exit(0)
-    _, status = os.wait()
-    print(k, os.WTERMSIG(status))
+    print(k, dies(k, lambda: packs.Packs(out).pack(sorted(out.glob("products/*/*.fits")))))
 """
 
 
@@ -185,13 +170,9 @@ def test_a_crash_at_any_call_of_the_packer_loses_nothing_and_the_next_one_ends_w
     for name in names:
         (tmp_path / "source" / "products" / name).parent.mkdir(parents=True)
         (tmp_path / "source" / "products" / name).write_bytes(name.encode() * 100)
-    run = [sys.executable, "-c", PACKER, str(tmp_path), str(last)]
-    ends = subprocess.run(run, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
-    killed = {int(k): signal == "9" for k, signal in zip(ends[::2], ends[1::2])}
-    calls = max(k for k, died in killed.items() if died)
-    assert 20 <= calls < last - 1 and all(killed[k] for k in range(1, calls + 1))
+    last_call(PACKER, tmp_path, last, fewest=20)
     kinds = set()
-    for k in killed:
+    for k in range(1, last):
         out = tmp_path / f"{k}"
         own = [path for path in out.glob("products/[0-9a-f][0-9a-f]/*.fits")]
         kinds.add((len(own), len(archives(out))))
