@@ -1,10 +1,12 @@
 """Many objects: what is done is kept, what is broken is set aside, and the rest goes on, however the process ends.
 
 An object is done if a valid product with its key is there. Else it is attempted, after a line in the manifest says so, until
-it is done, has crashed a process `MOST_CRASHES` times or has failed `MOST_FAILURES` times, in this run and those before; an
-input that cannot be used fails the same way every time and is not tried again. An object whose process died waits until all
-others had their turn: where processes are killed at random, few of the killed are guilty, and a storm passes. What was given up
-stays in `quarantine/` with the reason until its input or the run's configuration changes, or its file there is removed.
+it is done, has crashed a process `MOST_CRASHES` times, was killed with one `MOST_KILLS` times or has failed `MOST_FAILURES`
+times, in this run and those before; an input that cannot be used fails the same way every time and is not tried again. A process
+that was killed (signal 9, or together with its supervisor) is as likely the victim of a preempted node as of its own object's
+appetite for memory, hence the larger number; and an object whose process died waits until all others had their turn, so that a
+storm passes. What was given up stays in `quarantine/` with the reason until its input or the run's configuration changes, or its
+file there is removed.
 Invariant: every object of the list ends done, quarantined, or untouched by a run that says that it stopped early.
 """
 
@@ -27,7 +29,7 @@ from diffinv.engine.run import Run, print_error, quarantine_path, reason_of
 from diffinv.engine.shards import Shard
 
 HOPELESS = 20  # objects that end before a run is judged by its failures
-MOST_CRASHES, MOST_FAILURES = 2, 3
+MOST_CRASHES, MOST_KILLS, MOST_FAILURES = 2, 4, 3
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,11 @@ class Campaign:
     def _worn_out(self, key: str) -> str | None:
         """Why an object is not tried again although nobody has set it aside yet."""
         tally = self.tallies.get(key, Tally())
-        if tally.crashes < MOST_CRASHES and tally.failures < MOST_FAILURES:
+        if tally.crashes < MOST_CRASHES and tally.kills < MOST_KILLS and tally.failures < MOST_FAILURES:
             return None
-        return f"its process died {tally.crashes} times, and it failed or was cut off {tally.failures} times"
+        return (
+            f"its process crashed {tally.crashes} times and was killed {tally.kills} times, and it failed {tally.failures} times"
+        )
 
     def done(self, task: Task) -> None:
         """The product of an attempt is there."""
@@ -162,8 +166,12 @@ class Campaign:
         self._again(task, "failed", reason, final)
 
     def crashed(self, task: Task, reason: str) -> None:
-        """The process of an attempt died, or was ended because it hung."""
+        """The process of an attempt died by itself, or was ended because it hung."""
         self._again(task, "crashed", reason, False)
+
+    def killed(self, task: Task, reason: str) -> None:
+        """The process of an attempt was killed, by whomever."""
+        self._again(task, "killed", reason, False)
 
     def _again(self, task: Task, kind: str, reason: str, final: bool) -> None:
         """Try once more or give up."""
@@ -171,13 +179,13 @@ class Campaign:
         self.ledger.write(kind, key=task.key, object_id=task.entry.object_id, reason=reason)
         tally = self.tallies[task.key] = add(self.tallies.get(task.key, Tally()), kind)
         if final or self._worn_out(task.key) is not None:
-            times = tally.crashes + tally.failures
+            times = tally.attempts
             self._quarantine(task.entry, task.key, reason if times == 1 else f"{reason} ({times} times)")
-        elif kind == "crashed":
-            self.suspects.append(task.entry)
-        else:
+        elif kind == "failed":
             self.failing.add(task.key)
             self.waiting.appendleft(task.entry)
+        else:
+            self.suspects.append(task.entry)
 
     def _quarantine(self, entry: Entry, key: str | None, reason: str) -> None:
         record = {"object_id": entry.object_id, "path": str(entry.path), "key": key, "reason": reason}

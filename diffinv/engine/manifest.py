@@ -3,7 +3,7 @@
 An attempt is a line that is on the disk *before* it runs, so that a process that dies leaves a trace. A writer holds a lock on
 its file while it lives and renames it to `*.closed.jsonl` when it ends in any orderly way, which needs no space on the disk.
 An attempt without an end is therefore in flight if its file is locked, dropped if it is closed, and otherwise a crash: of the
-object, where the process that died was the one that computed it; where a supervisor died, a failure, since its object may well
+object, where the process that died was the one that computed it; where a supervisor died, it was killed, and its object may well
 be innocent. Where a file system has no locks an open file counts as alive, so that no object is ever blamed by mistake.
 Invariant: nothing here says that an object is done. Products say so; a manifest that is lost costs nothing but the counts.
 """
@@ -28,15 +28,22 @@ from diffinv.data.products import safe_id
 
 FOLDER, QUARANTINE = "manifest", "quarantine"
 _OPEN, _CLOSED = ".jsonl", ".closed.jsonl"
+_BAD_ENDS = {"crashed": "crashes", "killed": "kills", "failed": "failures"}  # event → field of a tally
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How often an object (of one key) has crashed a process, and failed, since it was last done or quarantined."""
+    """How often an object (of one key) has crashed a process, was killed with it, and failed, since it last ended."""
 
     crashes: int = 0
+    kills: int = 0
     failures: int = 0
+
+    @property
+    def attempts(self) -> int:
+        """That ended badly."""
+        return self.crashes + self.kills + self.failures
 
 
 class Ledger:
@@ -142,7 +149,7 @@ def count(journals: Sequence[Journal]) -> dict[str, Tally]:
             continue
         if kind in ("done", "quarantined"):
             tallies.pop(key, None)
-        elif kind in ("failed", "crashed"):
+        elif kind in _BAD_ENDS:
             tallies[key] = add(tallies.get(key, Tally()), kind)
     return tallies
 
@@ -155,14 +162,14 @@ def done_keys(journals: Sequence[Journal]) -> set[str]:
 def _abrupt_ends(journal: Journal) -> list[Event]:
     if journal.alive or journal.closed:
         return []
-    kind = "failed" if journal.opening.get("supervised") else "crashed"
+    kind = "killed" if journal.opening.get("supervised") else "crashed"
     return [{**event, "event": kind} for event in journal.unended()]
 
 
 def add(tally: Tally, kind: str) -> Tally:
-    """A tally with one crash (`crashed`) or failure (`failed`) more."""
-    crashed = kind == "crashed"
-    return replace(tally, crashes=tally.crashes + crashed, failures=tally.failures + (not crashed))
+    """A tally with one bad end more: `crashed`, `killed` or `failed`."""
+    field = _BAD_ENDS[kind]
+    return replace(tally, **{field: getattr(tally, field) + 1})
 
 
 def others_at_work(journals: Sequence[Journal], own: Ledger, shard: str) -> list[str]:

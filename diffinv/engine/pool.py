@@ -1,7 +1,7 @@
 """Several processes on one list of objects, fed one object at a time by a supervisor that outlives every one of them.
 
 A process that dies takes down only its object in flight, which another process tries again; one that takes longer than the
-time limit is killed, which counts as the object's crash. The supervisor alone decides, and writes the manifest. A signal to
+time limit is ended, which counts as the object's crash. The supervisor alone decides, and writes the manifest. A signal to
 stop gives the objects in flight a few seconds to finish; those that do not are dropped, and blamed for nothing.
 Invariant: no process is left behind, whatever ends the supervisor.
 """
@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -138,7 +138,7 @@ class Pool:
         self._hear(_TICK)
         for worker in self.busy:
             if time.monotonic() - worker.since > self.timeout:
-                self._lose(worker, f"took longer than --timeout {self.timeout:g} s and was ended")
+                self._lose(worker, f"took longer than --timeout {self.timeout:g} s and was ended", self.campaign.crashed)
         return True
 
     def _take(self) -> None:
@@ -206,13 +206,16 @@ class Pool:
             self.stillborn += 1
             if self.stillborn >= _STILLBORN:
                 raise ConfigError(f"--workers: processes die before they are ready (the last {how}); try fewer, or none.")
-        self._lose(worker, f"its process {how}{' (out of memory?)' if code == -signal.SIGKILL else ''}")
+        if code == -signal.SIGKILL:
+            self._lose(worker, f"its process {how} (out of memory?)", self.campaign.killed)
+        else:
+            self._lose(worker, f"its process {how}", self.campaign.crashed)
 
-    def _lose(self, worker: _Worker, reason: str) -> None:
+    def _lose(self, worker: _Worker, reason: str, note: Callable[[Task, str], None]) -> None:
         task = worker.task
         self._end(worker)
         if task is not None:
-            self.campaign.crashed(task, reason)
+            note(task, reason)
 
     def _end(self, worker: _Worker) -> None:
         worker.process.kill()

@@ -35,7 +35,7 @@ def test_objects_that_kill_hang_or_fail_leave_their_neighbours_bit_for_bit_as_th
     assert why["exits"] == "its process ended with exit code 70 (2 times)"
     assert why["fails"] == "RuntimeError: as it always does (3 times)"
     assert why["hangs"] == "took longer than --timeout 20 s and was ended (2 times)"
-    assert events(out, "start").count("once") == 2 and events(out, "crashed").count("once") == 1
+    assert events(out, "start").count("once") == 2 and events(out, "killed").count("once") == 1
     for name in why:
         (source / f"{name}.fits").unlink()
     assert sample(source, tmp_path / "alone", prior) == 0
@@ -53,7 +53,7 @@ def test_processes_die_with_the_supervisor_and_the_rest_is_done_by_the_next_run(
         process.kill()
     wait_for(lambda: not any(map(is_alive, workers)), timeout=5)
     process.communicate()
-    assert sorted(count(read_journals(out)).values(), key=str) == [Tally(failures=1)] * 2
+    assert sorted(count(read_journals(out)).values(), key=str) == [Tally(kills=1)] * 2
     (source / "hangs.fits").unlink()
     assert sample(source, out, prior) == 0
     assert events(out, "start").count("a") == 1
