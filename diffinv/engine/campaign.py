@@ -143,9 +143,8 @@ class Campaign:
         tally = self.tallies.get(key, Tally())
         if tally.crashes < MOST_CRASHES and tally.kills < MOST_KILLS and tally.failures < MOST_FAILURES:
             return None
-        return (
-            f"its process crashed {tally.crashes} times and was killed {tally.kills} times, and it failed {tally.failures} times"
-        )
+        counts = {"its process died": tally.crashes, "its process was killed": tally.kills, "it failed": tally.failures}
+        return ", ".join(f"{what} {times} times" for what, times in counts.items() if times)
 
     def done(self, task: Task) -> None:
         """The product of an attempt is there."""
