@@ -21,9 +21,7 @@ from diffinv.commands import add_calibrate, add_evaluate, add_unmix, run_calibra
 if TYPE_CHECKING:
     from diffinv.config import Loaded, Override
     from diffinv.data.catalog import Entry
-    from diffinv.data.layouts import InputOptions
     from diffinv.engine.campaign import Outcome
-    from diffinv.engine.draws import Method
     from diffinv.engine.mocks import Mocks
     from diffinv.priors.store import Prior
     from diffinv.sections.sample import SampleConfig
@@ -202,22 +200,6 @@ def _load_sample_config(args: argparse.Namespace) -> Loaded[SampleConfig]:
     return load(SampleConfig, args.config, _overrides(args))
 
 
-def _options(config: SampleConfig) -> InputOptions:
-    from diffinv.data.layouts import InputOptions
-
-    given = {name: getattr(config.input, name) for name in type(config.input).model_fields}
-    noise = given.pop("noise_std")
-    return InputOptions(**given, noise_std=noise[0] if noise is not None and len(noise) == 1 else noise)
-
-
-def _method(loaded: Loaded[SampleConfig], prior: Prior) -> Method:
-    from diffinv.engine.methods import Choice, build_method
-
-    sampler, guidance = loaded.config.sampler, loaded.config.sampler.guidance
-    choice = Choice(sampler.name, sampler.steps, guidance.name, guidance.iterations, guidance.tol)
-    return build_method(choice, prior.card, where=loaded.where)
-
-
 def _prior(config: SampleConfig, device: str) -> Prior:
     import torch
 
@@ -256,11 +238,11 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
-    from diffinv.assembly.sampling import choose_crew, execute, print_plan
+    from diffinv.assembly.sampling import choose_crew, execute, make_plan, print_plan
     from diffinv.data.catalog import find_objects
     from diffinv.engine.calibration import load_calibration
     from diffinv.engine.pool import Recipe
-    from diffinv.engine.run import Plan, Run, prepare
+    from diffinv.engine.run import Run, prepare
     from diffinv.engine.shards import parse_shard
 
     shard, crew = parse_shard(args.shard, os.environ), choose_crew(args.engine, args.site, args.workers, args.timeout)
@@ -268,21 +250,8 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
     prepare(args.out)
     config, device = loaded.config, _device(loaded.config)
     prior = _prior(config, device if crew.alone else "cpu")
-    plan = Plan(
-        options=_options(config),
-        method=_method(loaded, prior),
-        draws=config.sampler.samples,
-        seed=config.sampler.seed,
-        target_fwhm=config.output.target_psf,
-        margin=config.output.margin,
-        save_samples=config.output.samples,
-        max_batch=config.sampler.max_batch,
-        identity=config.identity(),
-        held_out=config.sampler.held_out,
-        calibration=None if args.calibration is None else load_calibration(args.calibration),
-        processes=crew.processes,
-        pack=args.pack,
-    )
+    calibration = None if args.calibration is None else load_calibration(args.calibration)
+    plan = make_plan(loaded, prior, crew, device, calibration=calibration, pack=args.pack)
     run = Run(args.out, prior, plan, new_run=args.new_run)
     if args.dry_run:
         print_plan(run, entries, crew)
@@ -321,13 +290,14 @@ def _train(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     loaded = _load_sample_config(args)
+    from diffinv.assembly.sampling import input_options, sampling_method
     from diffinv.engine.inspect import describe
 
     config, prior = loaded.config, _prior(loaded.config, _device(loaded.config))
-    method = _method(loaded, prior)
+    method = sampling_method(loaded, prior)
     text = describe(
         args.file,
-        _options(config),
+        input_options(config),
         prior,
         method,
         draws=config.sampler.samples,

@@ -28,9 +28,9 @@ if __name__ == "__mp_main__" and "STILLBORN" in os.environ:
 from diffinv.engine.run import Run
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-real = Run._reconstruct
+real = Run.read
 
-def faulty(run, entry, path, report):
+def faulty(run, entry, path):
     name = entry.object_id
     if name.startswith("exits"):
         os._exit(70)
@@ -48,9 +48,9 @@ def faulty(run, entry, path, report):
             time.sleep(0.05)
     if name.startswith("fails"):
         raise RuntimeError("as it always does")
-    real(run, entry, path, report)
+    return real(run, entry, path)
 
-Run._reconstruct = faulty
+Run.read = faulty
 
 if __name__ == "__main__":
     from diffinv.cli import main

@@ -1,4 +1,4 @@
-"""Who does the objects of `diffinv sample`: this process, several of this machine, or a site's."""
+"""What `diffinv sample` does with every object, and who does it: this process, several of this machine, or a site's."""
 
 from __future__ import annotations
 
@@ -8,18 +8,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffinv.config import load
+from diffinv.config import Loaded, load
 from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import Entry
+from diffinv.data.layouts import InputOptions
+from diffinv.engine.calibration import Calibration
 from diffinv.engine.campaign import Outcome, run_campaign
+from diffinv.engine.draws import Method
 from diffinv.engine.inspect import foresee_run
+from diffinv.engine.methods import Choice, build_method
 from diffinv.engine.pool import Recipe, run_pool
-from diffinv.engine.run import Run
+from diffinv.engine.run import Plan, Run
 from diffinv.engine.shards import Shard
+from diffinv.engine.together import suit
+from diffinv.priors.store import Prior
+from diffinv.sections.sample import SampleConfig
 from diffinv.sections.site import SiteConfig
 
 if TYPE_CHECKING:
     from diffinv.engine.sites import Site
+
+
+def input_options(config: SampleConfig) -> InputOptions:
+    """How files are read."""
+    given = {name: getattr(config.input, name) for name in type(config.input).model_fields}
+    noise = given.pop("noise_std")
+    return InputOptions(**given, noise_std=noise[0] if noise is not None and len(noise) == 1 else noise)
+
+
+def sampling_method(loaded: Loaded[SampleConfig], prior: Prior) -> Method:
+    """How draws are made.
+
+    Raises: ConfigError, with the place in the file, if there is no such method.
+    """
+    sampler, guidance = loaded.config.sampler, loaded.config.sampler.guidance
+    choice = Choice(sampler.name, sampler.steps, guidance.name, guidance.iterations, guidance.tol)
+    return build_method(choice, prior.card, where=loaded.where)
+
+
+def make_plan(
+    loaded: Loaded[SampleConfig], prior: Prior, crew: Crew, device: str, *, calibration: Calibration | None, pack: int | None
+) -> Plan:
+    """How every object is treated. device: where networks will be. calibration, pack: as of `Plan`."""
+    config = loaded.config
+    return Plan(
+        options=input_options(config),
+        method=sampling_method(loaded, prior),
+        draws=config.sampler.samples,
+        seed=config.sampler.seed,
+        target_fwhm=config.output.target_psf,
+        margin=config.output.margin,
+        save_samples=config.output.samples,
+        max_batch=config.sampler.max_batch,
+        identity=config.identity(),
+        held_out=config.sampler.held_out,
+        calibration=calibration,
+        processes=crew.processes,
+        pack=pack,
+        objects=config.sampler.objects or suit(device),
+    )
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,14 @@ class Rng:
         self._count = 0
 
     @classmethod
-    def for_draws(cls, seed: int, image_ids: Sequence[int] | Tensor, draws: int, first_draw: int = 0) -> Rng:
+    def for_draws(cls, seed: int | Sequence[int], image_ids: Sequence[int] | Tensor, draws: int, first_draw: int = 0) -> Rng:
         """Streams for `draws` draws of each image, rows ordered as `Batched.repeat(draws)`.
 
-        Arguments: seed; image_ids: one integer an image (stable hash of its name); draws; first_draw: index of the first.
+        Arguments: seed: of all images, or one an image. image_ids: one integer an image (stable hash of its name). draws.
+            first_draw: index of the first.
         """
         ids = torch.as_tensor(image_ids, dtype=torch.int64)
-        base = _mix(_mix(torch.tensor(int(seed), dtype=torch.int64)) ^ ids)
+        base = _mix(_mix(torch.as_tensor(seed, dtype=torch.int64)) ^ ids)
         number = torch.arange(first_draw, first_draw + draws, dtype=torch.int64)
         return cls(_mix(base[:, None] ^ _mix(number)[None]).flatten())
 

@@ -27,6 +27,7 @@ from diffinv.engine.packing import Packing
 from diffinv.engine.progress import Progress
 from diffinv.engine.run import Run, print_error, quarantine_path, reason_of
 from diffinv.engine.shards import Shard
+from diffinv.engine.together import hand_size, make_all
 
 HOPELESS = 20  # objects that end before a run is judged by its failures
 MOST_CRASHES, MOST_KILLS, MOST_FAILURES = 2, 4, 3
@@ -95,6 +96,22 @@ class Campaign:
                 self.at_work += 1
                 return task
         return None
+
+    def hand(self, most: int) -> list[Task]:
+        """Up to so many attempts for one process, to be begun; an object that has ended badly before is alone among them.
+
+        Raises: OSError if the disk refuses.
+        """
+        found: list[Task] = []
+        while len(found) < most and (task := self.next()) is not None:
+            if task.key in self.tallies and found:
+                self.at_work -= 1
+                (self.waiting if task.key in self.failing else self.suspects).appendleft(task.entry)
+                break
+            found.append(task)
+            if task.key in self.tallies:
+                break
+        return found
 
     def _mostly_dies(self) -> bool:
         """Whether it looks as if no object could be done, which second attempts then show before all have had their first."""
@@ -236,25 +253,21 @@ def run_campaign(run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed
     with open_ledger(run, entries, shard, supervised=supervised) as ledger:
         campaign = Campaign(run, entries, ledger, look_around(run, ledger, shard), max_failed=max_failed)
         with Progress(campaign.total) as progress:
-            while (task := campaign.next()) is not None:
-                _attempt(campaign, task, progress)
+            while tasks := campaign.hand(hand_size(run)):
+                _attempt([task for task in tasks if campaign.begin(task)], campaign, progress)
         return campaign.outcome
 
 
-def _attempt(campaign: Campaign, task: Task, progress: Progress) -> None:
-    name, ended = task.entry.object_id, campaign.ended
-    progress.set(ended, name)
-    if not campaign.begin(task):
-        return
-    try:
-        campaign.run.make(task.entry, task.path, lambda fraction: progress.set(ended + fraction, name))
-    except OSError:
-        raise  # the disk, which the next object would meet as well
-    except Exception as error:
-        campaign.failed(task, reason_of(error), final=isinstance(error, InputError))
-    else:
-        campaign.done(task)
-    progress.set(campaign.ended, name)
+def _attempt(tasks: Sequence[Task], campaign: Campaign, progress: Progress) -> None:
+    ended, name = campaign.ended, tasks[0].entry.object_id if tasks else ""
+    report = lambda fraction: progress.set(max(campaign.ended, ended + fraction * len(tasks)), name)
+    report(0.0)
+    for place, error in make_all(campaign.run, [(task.entry, task.path) for task in tasks], report):
+        if error is None:
+            campaign.done(tasks[place])
+        else:
+            campaign.failed(tasks[place], reason_of(error), final=isinstance(error, InputError))
+        progress.set(campaign.ended, name)
 
 
 def open_ledger(run: Run, entries: Sequence[Entry], shard: Shard, *, supervised: bool) -> Ledger:

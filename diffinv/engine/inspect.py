@@ -125,13 +125,19 @@ def _cost_lines(channels: tuple[Channel, ...], prior: Prior, method: Method, dra
 
 
 def foresee_cost(
-    channels: Sequence[Channel], prior: Prior, method: Method, draws: int, max_batch: int | None, processes: int = 1
+    channels: Sequence[Channel],
+    prior: Prior,
+    method: Method,
+    draws: int,
+    max_batch: int | None,
+    processes: int = 1,
+    objects: int = 1,
 ) -> Cost:
-    """What an object would cost, from passes measured on one tile. processes: that share the memory."""
+    """What an object would cost, from passes measured on one tile. processes: that share the memory. objects: together."""
     seconds, kept = measure_pass(prior)
     tiles = [_tiles(c, prior.card.size) for c in channels]
     passes = most_passes(method, draws)
-    rows = min(max_batch or rows_of(channels, prior, processes), draws * len(channels))
+    rows = min(max_batch or rows_of(channels, prior, processes), draws * len(channels) * objects)
     weights = sum(p.numel() * p.element_size() for p in prior.parameters())
     device = next(prior.parameters()).device.type
     return Cost(passes * draws * sum(tiles) * seconds, weights + rows * max(tiles) * kept, rows, passes, device)
@@ -148,7 +154,7 @@ def foresee_run(run: Run, entries: Sequence[Entry], processes: int) -> str:
             channels = build_channels(observe(entry, plan.options), run.prior, margin=plan.margin)
         except InputError:
             continue
-        cost = foresee_cost(channels, run.prior, plan.method, plan.draws, plan.max_batch, processes)
+        cost = foresee_cost(channels, run.prior, plan.method, plan.draws, plan.max_batch, processes, plan.objects)
         total, memory = math.ceil(len(entries) / processes) * cost.seconds, processes * cost.memory / 2**30
         return (
             f"{len(entries)} to do, about {duration(total)} with {processes} at once on this {cost.device} "

@@ -1,10 +1,11 @@
 """What was tried: one append-only file of JSON lines a writing process, `out/manifest/<host>-<pid>-<nonce>.jsonl`.
 
 An attempt is a line that is on the disk *before* it runs, so that a process that dies leaves a trace. A writer holds a lock on
-its file while it lives and renames it to `*.closed.jsonl` when it ends in any orderly way, which needs no space on the disk.
-An attempt without an end is therefore in flight if its file is locked, dropped if it is closed, and otherwise a crash: of the
-object, where the process that died was the one that computed it; where a supervisor died, it was killed, and its object may well
-be innocent. Where a file system has no locks an open file counts as alive, so that no object is ever blamed by mistake.
+its file while it lives and renames it to `*.closed.jsonl` when it ends in any orderly way, which needs no space on the disk. An
+attempt without an end is therefore in flight if its file is locked, dropped if it is closed, and otherwise a crash: of the
+object, where the process that died was the one that computed it and nothing else; where a supervisor died, or a process that was
+at several objects, they were killed with it, and may well be innocent. Where a file system has no locks an open file counts as
+alive, so that no object is ever blamed by mistake.
 Invariant: nothing here says that an object is done. Products say so; a manifest that is lost costs nothing but the counts.
 """
 
@@ -162,8 +163,9 @@ def done_keys(journals: Sequence[Journal]) -> set[str]:
 def _abrupt_ends(journal: Journal) -> list[Event]:
     if journal.alive or journal.closed:
         return []
-    kind = "killed" if journal.opening.get("supervised") else "crashed"
-    return [{**event, "event": kind} for event in journal.unended()]
+    cut_off = journal.unended()
+    kind = "killed" if journal.opening.get("supervised") or len(cut_off) > 1 else "crashed"
+    return [{**event, "event": kind} for event in cut_off]
 
 
 def add(tally: Tally, kind: str) -> Tally:

@@ -59,7 +59,8 @@ class Answer:
 
     samples: (M, C, H, W) on the output grid. information: (C, H, W), ½ ln(prior variance / posterior variance), at the prior's
     resolution, or None. residuals: of the mean, one (h, w) an exposure. chi2: a good datum. data: how many. calls: of the network
-    a draw. indefinite: share of the guidance's solves that met negative curvature. judgement: what needs no truth.
+    a draw, and indefinite: share of the guidance's solves that met negative curvature, are means over what was sampled together.
+    judgement: what needs no truth.
     """
 
     samples: Tensor
@@ -166,14 +167,15 @@ def answer_channels(
     method: Method,
     *,
     draws: int,
-    seed: int,
+    seeds: Sequence[int],
     target_fwhm: float | None,
     max_batch: int,
     progress: Callable[[float], None] | None = None,
 ) -> list[Answer]:
-    """Draws for every channel, channels of one signature together.
+    """Draws for every channel, of one object or of several, channels of one signature together.
 
-    Arguments: seed: of the object. target_fwhm: arcsec, None for the prior's. progress: called with the fraction done.
+    Arguments: seeds: of the channels' objects. target_fwhm: arcsec, None for the prior's. progress: called with the fraction
+    done.
     Raises: ConfigError if the target is sharper than the prior's images.
     """
     answers: dict[int, Answer] = {}
@@ -184,7 +186,7 @@ def answer_channels(
             collate([channels[k].field.likelihood for k in group]),
             prior,
             draws=draws,
-            seed=seed,
+            seed=[seeds[k] for k in group],
             method=method,
             scale=torch.tensor([channels[k].field.scale for k in group]),
             image_ids=[stable_hash("+".join(channels[k].names)) for k in group],
@@ -193,7 +195,7 @@ def answer_channels(
             progress=report,
         )
         for row, k in enumerate(group):
-            answers[k] = _answer(channels[k], result, row, target_fwhm, seed)
+            answers[k] = _answer(channels[k], result, row, target_fwhm, seeds[k])
     return [answers[k] for k in range(len(channels))]
 
 

@@ -1,8 +1,8 @@
-"""Several processes on one list of objects, fed one object at a time by a supervisor that outlives every one of them.
+"""Several processes on one list of objects, fed a hand of them at a time by a supervisor that outlives every one of them.
 
-A process that dies takes down only its object in flight, which another process tries again; one that takes longer than the
-time limit is ended, which counts as the object's crash. The supervisor alone decides, and writes the manifest. A signal to
-stop gives the objects in flight a few seconds to finish; those that do not are dropped, and blamed for nothing.
+A process that dies takes down only its objects in flight, which another process tries again, each by itself; one that takes
+longer than the time limit is ended, which counts as the object's crash. The supervisor alone decides, and writes the manifest. A
+signal to stop gives the objects in flight a few seconds to finish; those that do not are dropped, and blamed for nothing.
 Invariant: no process is left behind, whatever ends the supervisor.
 """
 
@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,6 +31,7 @@ from diffinv.engine.campaign import Campaign, Outcome, Task, look_around, open_l
 from diffinv.engine.progress import Progress
 from diffinv.engine.run import Plan, Run, print_error
 from diffinv.engine.shards import Shard
+from diffinv.engine.together import hand_size
 from diffinv.engine.worker import DISK, DONE, FAILED, READY, REFUSED, serve
 from diffinv.priors.store import load_prior
 
@@ -78,19 +79,21 @@ def run_pool(
         campaign = Campaign(run, entries, ledger, look_around(run, ledger, shard), max_failed=max_failed)
         with Progress(campaign.total) as progress, Pool(campaign, recipe, workers, timeout) as pool:
             while pool.step():
-                progress.set(campaign.ended, f"{len(pool.busy)} in flight")
+                progress.set(campaign.ended, f"{pool.in_flight} in flight")
         return campaign.outcome
 
 
 @dataclass
 class _Worker:
-    """A process, its pipe, and since when (`time.monotonic`) it is on which task."""
+    """A process, its pipe, the tasks that it has not ended by their place in its hand, and until when (`time.monotonic`) it may
+    take for them."""
 
     process: BaseProcess
     connection: Connection
     ready: bool = False
-    task: Task | None = None
-    since: float = 0.0
+    tasks: dict[int, Task] = field(default_factory=dict)
+    alone: bool = True
+    until: float = math.inf
 
 
 class Pool:
@@ -103,13 +106,18 @@ class Pool:
         self.campaign, self.recipe, self.size = campaign, recipe, size
         self.timeout = math.inf if timeout is None else timeout
         self.workers: list[_Worker] = []
-        self.taken: deque[Task] = deque()  # by the pool, not yet begun
-        self.stillborn = 0
+        self.taken: deque[list[Task]] = deque()  # hands of the pool, not yet begun
+        self.stillborn, self.hand = 0, hand_size(campaign.run)
 
     @property
     def busy(self) -> list[_Worker]:
-        """The processes on an object."""
-        return [worker for worker in self.workers if worker.task is not None]
+        """The processes at work."""
+        return [worker for worker in self.workers if worker.tasks]
+
+    @property
+    def in_flight(self) -> int:
+        """Objects at work."""
+        return sum(len(worker.tasks) for worker in self.workers)
 
     def __enter__(self) -> Self:
         return self
@@ -133,20 +141,21 @@ class Pool:
         while len(self.workers) < min(self.size, len(self.taken) + len(self.busy)):
             self._start()
         for worker in self.workers:
-            if self.taken and worker.ready and worker.task is None:
+            if self.taken and worker.ready and not worker.tasks:
                 self._give(worker, self.taken.popleft())
         self._hear(_TICK)
         for worker in self.busy:
-            if time.monotonic() - worker.since > self.timeout:
+            if time.monotonic() > worker.until:
                 self._lose(worker, f"took longer than --timeout {self.timeout:g} s and was ended", self.campaign.crashed)
         return True
 
     def _take(self) -> None:
-        """As many tasks as there may be processes without one."""
+        """A hand for every process that may be without one; the last ones share what is left."""
         if self.campaign.outcome.stopped:
             self.taken.clear()
-        while len(self.taken) + len(self.busy) < self.size and (task := self.campaign.next()) is not None:
-            self.taken.append(task)
+        most = min(self.hand, math.ceil(len(self.campaign.waiting) / self.size)) or 1
+        while len(self.taken) + len(self.busy) < self.size and (tasks := self.campaign.hand(most)):
+            self.taken.append(tasks)
 
     def _start(self) -> None:
         """One more process. Signals to stop are for the supervisor: its processes inherit that they are blocked."""
@@ -163,10 +172,12 @@ class Pool:
         theirs.close()
         self._send(self.workers[-1], self.recipe)
 
-    def _give(self, worker: _Worker, task: Task) -> None:
-        if self.campaign.begin(task):
-            worker.task, worker.since = task, time.monotonic()
-            self._send(worker, (task.entry, task.path))
+    def _give(self, worker: _Worker, tasks: Sequence[Task]) -> None:
+        begun = [task for task in tasks if self.campaign.begin(task)]
+        worker.tasks, worker.alone = dict(enumerate(begun)), len(begun) == 1
+        worker.until = time.monotonic() + self.timeout * len(begun) if begun else math.inf
+        if begun:
+            self._send(worker, [(task.entry, task.path) for task in begun])
 
     def _send(self, worker: _Worker, message: object) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died, which its pipe tells next
@@ -183,7 +194,6 @@ class Pool:
                 self._note(worker, *answer)
 
     def _note(self, worker: _Worker, kind: str, *values) -> None:
-        task, worker.task = worker.task, None
         if kind == READY:
             worker.ready, self.stillborn = True, 0
             if values[0] != self.campaign.run.config_hash:
@@ -193,9 +203,9 @@ class Pool:
         elif kind == DISK:
             raise OSError(*values)
         elif kind == DONE:
-            self.campaign.done(task)
+            self.campaign.done(worker.tasks.pop(values[0]))
         elif kind == FAILED:
-            self.campaign.failed(task, values[0], final=values[1])
+            self.campaign.failed(worker.tasks.pop(values[0]), values[1], final=values[2])
 
     def _bury(self, worker: _Worker) -> None:
         """Note that a process has died by itself."""
@@ -212,10 +222,12 @@ class Pool:
             self._lose(worker, f"its process {how}", self.campaign.crashed)
 
     def _lose(self, worker: _Worker, reason: str, note: Callable[[Task, str], None]) -> None:
-        task = worker.task
         self._end(worker)
-        if task is not None:
-            note(task, reason)
+        for task in worker.tasks.values():
+            if worker.alone:
+                note(task, reason)
+            else:  # nobody knows whose fault it was
+                self.campaign.killed(task, reason)
 
     def _end(self, worker: _Worker) -> None:
         worker.process.kill()
@@ -227,7 +239,7 @@ class Pool:
         end = time.monotonic() + GRACE
         self.campaign.drop()
         if self.busy:
-            print_error(f"interrupted; {len(self.busy)} objects in flight have {GRACE:g} s to finish")
+            print_error(f"interrupted; {self.in_flight} objects in flight have {GRACE:g} s to finish")
         while self.busy and time.monotonic() < end:
             self._hear(min(_TICK, max(0.0, end - time.monotonic())))
 

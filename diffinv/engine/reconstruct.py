@@ -100,7 +100,7 @@ def reconstruct(
     prior: Denoiser,
     *,
     draws: int = 32,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     method: Method = Method(),
     scale: Tensor | None = None,
     image_ids: Sequence[int] | None = None,
@@ -110,13 +110,12 @@ def reconstruct(
 ) -> Result:
     """Draw from p(x | y) for every image of the batch.
 
-    Arguments:
-        likelihood: p(y | x) of B images, x in the image's own unit. prior: a denoiser, or a `Prior` with a card.
-        draws: M. seed: of the run. scale: (B,) first guess of each image's rms over the prior's field, in the image's
-        unit; needed for a `Prior` with a card (see `diffinv.engine.pilot`), and must be None for another denoiser.
-        image_ids: one integer an image, its random streams; default 0 … B − 1. max_batch: rows (images × draws) at once;
-        None: what fits into half of the free memory. device: where to run, moving the prior there; None: where the prior
-        is. progress: called with (row-steps done, row-steps in all).
+    Arguments: likelihood: p(y | x) of B images, x in the image's own unit. prior: a denoiser, or a `Prior` with a card. draws: M.
+        seed: of the run, or one an image. scale: (B,) first guess of each image's rms over the prior's field, in the image's
+        unit; needed for a `Prior` with a card (see `diffinv.engine.pilot`), and must be None for another denoiser. image_ids: one
+        integer an image, its random streams; default 0 … B − 1. max_batch: rows (images × draws) at once; None: what fits into
+        half of the free memory. device: where to run, moving the prior there; None: where the prior is. progress: called with
+        (row-steps done, row-steps in all).
     Returns: the posterior draws on the CPU.
     Raises: DiffinvError if a draw is not finite (naming image and draw), ShapeError if prior and image do not fit.
     """

@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from diffinv.data.atomic import remove_parts, write_atomically
 from diffinv.data.catalog import Entry
 from diffinv.data.inputs import file_digest, input_digest
 from diffinv.data.layouts import InputOptions
-from diffinv.data.observation import observe
+from diffinv.data.observation import SkyObservation, observe
 from diffinv.data.packs import Packs
 from diffinv.data.products import product_path, read_product, safe_id, write_product
 from diffinv.engine.calibration import Calibration, regime_of
@@ -51,9 +52,9 @@ class Plan:
 
     options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
     None. save_samples: keep the draws. max_batch: rows at once, None for as many as fit beside the run's other `processes`.
-    identity: the configuration that decides the numbers. calibration: applied to products of data like its simulations.
-    held_out: share of the data's information that judges draws from the rest, or None. pack: objects whose products go into one
-    file, None for a file an object.
+    objects: of one shape sampled together. identity: the configuration that decides the numbers. calibration: applied to products
+    of data like its simulations. held_out: share of the data's information that judges draws from the rest, or None. pack:
+    objects whose products go into one file, None for a file an object.
     """
 
     options: InputOptions
@@ -69,6 +70,17 @@ class Plan:
     calibration: Calibration | None = None
     held_out: float | None = None
     pack: int | None = None
+    objects: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An object that is ready to be sampled: what was read, its channels, its seed and the path of its product."""
+
+    observation: SkyObservation
+    channels: tuple[Channel, ...]
+    seed: int
+    path: Path
 
 
 def prepare(out: Path) -> None:
@@ -168,37 +180,59 @@ class Run:
         """Sample an object and write its product.
 
         Arguments: path: of the product. report: called with the fraction done.
-        Raises: InputError if its file cannot be used, DiffinvError if it is not the one that the product's key is of, OSError if
-            the disk refuses the product, and whatever sampling raises.
+        Raises: as `read`, `sample` and `write`.
         """
-        self._reconstruct(entry, path, report)
+        subject = self.read(entry, path)
+        (answers,) = self.sample([subject], report)
+        self.write(subject, answers)
 
-    def _reconstruct(self, entry: Entry, path: Path, report: Callable[[float], None]) -> None:
+    def read(self, entry: Entry, path: Path) -> Subject:
+        """An object's data.
+
+        Arguments: path: of the product.
+        Raises: InputError if its file cannot be used, DiffinvError if it is not the one that the product's key is of.
+        """
         plan = self.plan
-        observation, key = observe(entry, plan.options), path.stem.rpartition("-")[2]
-        if self._key(entry, observation.sha256) != key:
+        observation = observe(entry, plan.options)
+        if self._key(entry, observation.sha256) != key_of(path):
             raise DiffinvError(f"{entry.path}: changed while the run was about to read it; it is read again.")
         channels = build_channels(observation, self.prior, margin=plan.margin)
         seed = object_seed(plan.seed, entry.object_id)
         if plan.held_out is not None:
             channels = tuple(split_channel(c, seed, plan.held_out) for c in channels)
-        answers = self._answers(channels, seed, report)
+        return Subject(observation, channels, seed, path)
+
+    def write(self, subject: Subject, answers: Sequence[Answer]) -> None:
+        """The product of an object.
+
+        Raises: OSError if the disk refuses it.
+        """
+        plan = self.plan
         provenance = make_provenance(
             answers,
             self.prior,
             plan.method,
             version=__version__,
             config_hash=self.config_hash,
-            seed=seed,
-            input_sha256=observation.sha256,
+            seed=subject.seed,
+            input_sha256=subject.observation.sha256,
             target_fwhm=self.target_fwhm,
-            key=key,
+            key=key_of(subject.path),
         )
-        product = build_product(observation, channels, answers, provenance, save_samples=plan.save_samples)
-        write_product(path, product if plan.calibration is None else plan.calibration.apply(product))
+        product = build_product(subject.observation, subject.channels, answers, provenance, save_samples=plan.save_samples)
+        write_product(subject.path, product if plan.calibration is None else plan.calibration.apply(product))
 
-    def _answers(self, channels: Sequence[Channel], seed: int, report: Callable[[float], None]) -> list[Answer]:
-        """Draws, with half the batch again and again while memory does not suffice."""
+    def sample(self, subjects: Sequence[Subject], report: Callable[[float], None]) -> list[list[Answer]]:
+        """Draws of every channel of every object, with half the batch again and again while memory does not suffice.
+
+        Raises: whatever sampling raises, for one of them or all.
+        """
+        channels = [channel for subject in subjects for channel in subject.channels]
+        seeds = [subject.seed for subject in subjects for _ in subject.channels]
+        answers = iter(self._answers(channels, seeds, report))
+        return [list(islice(answers, len(subject.channels))) for subject in subjects]
+
+    def _answers(self, channels: Sequence[Channel], seeds: Sequence[int], report: Callable[[float], None]) -> list[Answer]:
         plan, least = self.plan, self.plan.method.sampler.cloud
         batch = plan.max_batch or max(least, min(rows_of(channels, self.prior, plan.processes), plan.draws * len(channels)))
         while True:
@@ -208,7 +242,7 @@ class Run:
                     self.prior,
                     plan.method,
                     draws=plan.draws,
-                    seed=seed,
+                    seeds=seeds,
                     target_fwhm=plan.target_fwhm,
                     max_batch=batch,
                     progress=report,
@@ -218,6 +252,11 @@ class Run:
                     raise
                 batch //= 2
                 print_error(f"out of memory; going on with {batch} rows at once")
+
+
+def key_of(path: Path) -> str:
+    """The key in the name of a product."""
+    return path.stem.rpartition("-")[2]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

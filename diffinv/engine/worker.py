@@ -1,4 +1,4 @@
-"""The process that makes products for a supervisor: one object at a time, told and answered through a pipe.
+"""The process that makes products for a supervisor: a few objects at a time, told and answered through a pipe.
 
 Nothing heavy is imported before the process has tied its life to the supervisor's. Linux kills it when the supervisor dies;
 elsewhere, and as a second line, a thread looks every second whether the supervisor is still its parent.
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,10 +28,10 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 def serve(connection: Connection, supervisor: int, threads: int) -> None:
-    """Receive a `Recipe`, then (entry, path) again and again, and answer each, until the pipe is closed.
+    """Receive a `Recipe`, then lists of (entry, path), and answer for each of these as it ends, until the pipe is closed.
 
-    Answers: (READY, hash of the run), (DONE,), (FAILED, reason, whether trying again is in vain), (REFUSED, text of an error
-    that holds for every object), (DISK, number, text, file).
+    Answers: (READY, hash of the run), (DONE, place in the list), (FAILED, place, reason, whether trying again is in vain),
+    (REFUSED, text of an error that holds for every object), (DISK, number, text, file).
     Arguments: supervisor: its process number. threads: that torch may use, or fewer if the environment says so.
     """
     die_with(supervisor)
@@ -39,8 +40,8 @@ def serve(connection: Connection, supervisor: int, threads: int) -> None:
         recipe = connection.recv()
         run = _start(connection, recipe, threads)
         while run is not None:
-            entry, path = connection.recv()
-            connection.send(_attempt(run, entry, path))
+            for answer in _attempt(run, connection.recv()):
+                connection.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -75,14 +76,16 @@ def _start(connection: Connection, recipe: Recipe, threads: int) -> Run | None:
     return run
 
 
-def _attempt(run: Run, entry: Entry, path: Path) -> tuple:
+def _attempt(run: Run, wanted: Sequence[tuple[Entry, Path]]) -> Iterator[tuple]:
     from diffinv.core.checks import InputError
     from diffinv.engine.run import reason_of
+    from diffinv.engine.together import make_all
 
     try:
-        run.make(entry, path, lambda fraction: None)
+        for place, error in make_all(run, wanted, lambda fraction: None):
+            if error is None:
+                yield DONE, place
+            else:
+                yield FAILED, place, reason_of(error), isinstance(error, InputError)
     except OSError as error:
-        return DISK, error.errno, error.strerror or str(error), error.filename
-    except Exception as error:
-        return FAILED, reason_of(error), isinstance(error, InputError)
-    return (DONE,)
+        yield DISK, error.errno, error.strerror or str(error), error.filename

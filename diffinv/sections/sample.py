@@ -43,7 +43,8 @@ class GuidanceSection(Section):
 
 class SamplerSection(Section):
     """How draws are made; without a name or steps, the choice of `diffinv.reconstruct`. held_out: share of the information of the
-    data that no draw sees, and that judges the draws; without it draws see all."""
+    data that no draw sees, and that judges the draws; without it draws see all. objects: of one shape sampled together; without
+    it one on a processor, many on an accelerator."""
 
     name: str | None = None
     steps: Count | None = None
@@ -51,6 +52,7 @@ class SamplerSection(Section):
     seed: Seed = 0
     held_out: Share | None = None
     max_batch: Count | None = None
+    objects: Count | None = None
     guidance: GuidanceSection = GuidanceSection()
 
 
@@ -75,9 +77,9 @@ class SampleConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers of a product, as plain values: everything but the device and the batch size."""
+        """What decides the numbers of a product, as plain values: everything but the device and the sizes of batches."""
         unset = {"held_out"} if self.sampler.held_out is None else set()
-        return self.model_dump(mode="json", exclude={"device": True, "sampler": {"max_batch", *unset}})
+        return self.model_dump(mode="json", exclude={"device": True, "sampler": {"max_batch", "objects", *unset}})
 
 
 class SimulateSection(Section):

@@ -18,7 +18,7 @@ from diffinv.data.atomic import remove_parts, write_atomically
 from diffinv.data.products import Quality, read_product, safe_id
 from diffinv.engine import objects
 from diffinv.engine.manifest import read_journals
-from diffinv.engine.run import Run
+from diffinv.engine.run import Run, Subject
 from tests.crashes import last_call
 from tests.integration.test_bad_files import FAULTS
 from tests.small import FAST, write_observation, write_prior
@@ -189,15 +189,15 @@ def test_a_run_opens_no_connection(tmp_path: Path, prior: Path, monkeypatch: pyt
 def test_an_input_that_changes_under_the_run_has_the_key_of_what_was_read(
     tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, out, real = write_objects(tmp_path / "in", "a"), tmp_path / "out", Run._reconstruct
+    source, out, real = write_objects(tmp_path / "in", "a"), tmp_path / "out", Run.read
 
-    def late(run: Run, entry, path: Path, report) -> None:
+    def late(run: Run, entry, path: Path) -> Subject:
         if not (tmp_path / "changed").exists():
             (tmp_path / "changed").touch()
             write_observation(entry.path, seed=77)
-        real(run, entry, path, report)
+        return real(run, entry, path)
 
-    monkeypatch.setattr(Run, "_reconstruct", late)
+    monkeypatch.setattr(Run, "read", late)
     assert sample(source, out, prior) == 0
     monkeypatch.undo()
     assert data_parts(out).keys() == {"a"}

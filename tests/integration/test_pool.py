@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffinv.cli import main
+from diffinv.data.products import read_product
 from diffinv.engine.manifest import Tally, count, read_journals
-from tests.small import FAST, write_prior
+from tests.small import FAST, write_observation, write_prior
 from tests.survey import ROOT, data_parts, events, finish, is_alive, pid_of, reasons, start, wait_for, write_objects
 
 
@@ -150,3 +152,38 @@ def test_impossible_numbers_are_refused(tmp_path: Path, option: tuple[str, str],
         main(["sample", "in", "--out", "out", *option])
     assert caught.value.code == 2
     assert f"got '{option[1]}'" in capsys.readouterr().err
+
+
+def test_objects_sampled_together_are_as_they_are_alone(tmp_path: Path, prior: Path) -> None:
+    source = write_objects(tmp_path / "in", *"abcdefg")
+    write_observation(source / "two.fits", bands=("g", "i"), seed=9)
+    (source / "bad.fits").write_bytes(b"<html>")
+    assert sample(source, tmp_path / "alone", prior) == 4
+    alone = draws_of(tmp_path / "alone")
+    assert set(alone) == {*"abcdefg", "two"}
+    for name, options in {"one process": (), "two": ("--workers", "2"), "passes": ("--set", "sampler.max_batch=5")}.items():
+        out = tmp_path / name
+        assert sample(source, out, prior, "--set", "sampler.objects=3", *options) == 4
+        together = draws_of(out)
+        assert set(together) == set(alone) and set(reasons(out)) == {"bad"}
+        for object_id, images in alone.items():
+            np.testing.assert_allclose(together[object_id], images, rtol=0, atol=1e-5 * np.abs(images).max())
+        assert sample(source, out, prior) == 4  # the same run: the size of a pass decides no number
+        assert sorted(name for name in events(out, "start") if name != "bad") == sorted(alone)
+
+
+def draws_of(out: Path) -> dict[str, np.ndarray]:
+    """Object → its draws."""
+    return {p.object_id: p.samples for p in map(read_product, (out / "products").glob("*/*.fits"))}
+
+
+@pytest.mark.slow
+def test_of_objects_that_were_together_only_the_guilty_are_set_aside(tmp_path: Path, prior: Path) -> None:
+    source, out = write_objects(tmp_path / "in", *"abc", "exits", "fails", "hangs", "once", "z"), tmp_path / "out"
+    options = ("--workers", "2", "--timeout", "10", "--set", "sampler.objects=2")
+    code, lines = finish(start(source, out, prior, *options), timeout=300)
+    assert code == 4, lines
+    assert set(reasons(out)) == {"exits", "fails", "hangs"}
+    assert events(out, "crashed").count("exits") == 2 and events(out, "crashed").count("hangs") == 2
+    assert not {*"abcz", "once"} & set(events(out, "crashed") + events(out, "failed"))
+    assert set(draws_of(out)) == {*"abcz", "once"}

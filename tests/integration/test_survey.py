@@ -14,7 +14,7 @@ from diffinv.cli import main
 from diffinv.data.headers import read_headers
 from diffinv.data.products import read_product
 from diffinv.engine.manifest import Tally, count, read_journals
-from diffinv.engine.run import Run
+from diffinv.engine.run import Run, Subject
 from tests.small import FAST, write_observation, write_prior
 from tests.survey import data_parts, events, finish, reasons, start, wait_for, write_objects
 
@@ -51,7 +51,7 @@ def test_an_attempt_is_recorded_before_it_runs_and_dropped_by_an_interrupt(
         assert main(["status", str(out)]) == 3
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "_reconstruct", interrupted)
+    monkeypatch.setattr(Run, "read", interrupted)
     for _ in range(3):
         assert sample(source, out, prior) == 143
     journals = read_journals(out)
@@ -64,15 +64,15 @@ def test_three_failures_set_an_object_aside_until_its_record_is_removed(
     tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out, tried = write_objects(tmp_path / "in", "a", "b"), tmp_path / "out", []
-    real = Run._reconstruct
+    real = Run.read
 
-    def failing(run: Run, entry, path: Path, report) -> None:
+    def failing(run: Run, entry, path: Path) -> Subject:
         tried.append(entry.object_id)
         if entry.object_id == "a":
             raise RuntimeError("no luck")
-        real(run, entry, path, report)
+        return real(run, entry, path)
 
-    monkeypatch.setattr(Run, "_reconstruct", failing)
+    monkeypatch.setattr(Run, "read", failing)
     assert sample(source, out, prior) == 4
     assert tried == ["a", "a", "a", "b"]
     assert reasons(out) == {"a": "RuntimeError: no luck (3 times)"}
@@ -80,7 +80,7 @@ def test_three_failures_set_an_object_aside_until_its_record_is_removed(
     assert len(tried) == 4
     assert "remove its file" in capsys.readouterr().err
     (out / "quarantine" / "a.json").unlink()
-    monkeypatch.setattr(Run, "_reconstruct", real)
+    monkeypatch.setattr(Run, "read", real)
     assert sample(source, out, prior) == 0
     assert set(data_parts(out)) == {"a", "b"}
 
@@ -92,7 +92,7 @@ def test_a_run_stops_when_more_than_the_allowed_share_fails(
     rows = "".join(f"{k},{'none' if k in (3, 9) else 'a'}.fits\n" for k in range(25))
     write_observation(tmp_path / "a.fits")
     (tmp_path / "list.csv").write_text(f"object_id,path\n{rows}")
-    monkeypatch.setattr(Run, "_reconstruct", lambda *arguments: None)
+    monkeypatch.setattr(Run, "make", lambda *arguments: None)
     out = tmp_path / "out"
     assert sample(tmp_path / "list.csv", out, prior, "--max-failed", share) == (code or 4)
     assert len(events(out, "start")) == attempts - 2

@@ -352,7 +352,11 @@ def test_a_training_that_was_stopped_and_resumed_ends_with_the_same_bytes(
     blow: signal.Signals, code: int, uninterrupted: tuple[Path, bytes], tmp_path: Path
 ) -> None:
     (config, whole), out = uninterrupted, tmp_path / "a"
-    running = launch(config, out)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background job ignore it
+    try:
+        running = launch(config, out)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     wait_for(out / "checkpoint.safetensors", running)
     running.send_signal(blow)
     said = running.communicate(timeout=60)[1]

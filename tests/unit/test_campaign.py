@@ -85,3 +85,19 @@ def test_a_run_in_which_all_ends_badly_stops_before_every_object_had_its_turn(tm
         attempts += 1
     assert campaign.outcome.stopped == f"the first {module.HOPELESS} objects all failed"
     assert attempts <= rounds * module.HOPELESS
+
+
+def test_objects_go_hand_in_hand_but_one_that_ended_badly_goes_alone(tmp_path: Path) -> None:
+    campaign, hands = small(tmp_path, 10), []
+    while tasks := campaign.hand(4):
+        hands.append("".join(task.entry.object_id for task in tasks))
+        for task in tasks:
+            campaign.begin(task)
+            if task.entry.object_id in "25" and len(hands) < 3:
+                campaign.killed(task, "together") if task.entry.object_id == "2" else campaign.failed(
+                    task, "by itself", final=False
+                )
+            else:
+                campaign.done(task)
+    assert hands == ["0123", "4567", "5", "89", "2"]
+    assert campaign.at_work == 0 and len(campaign.outcome.products) == 10 and not campaign.outcome.quarantined

@@ -233,7 +233,7 @@ def test_interrupts_say_how_to_go_on(
     number: signal.Signals,
     expected: int,
 ) -> None:
-    monkeypatch.setattr(Run, "_reconstruct", lambda *arguments: os.kill(os.getpid(), number))
+    monkeypatch.setattr(Run, "read", lambda *arguments: os.kill(os.getpid(), number))
     before, inherited = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code, lines = run(capsys, "sample", files[1], "--out", tmp_path, "--prior", files[0])

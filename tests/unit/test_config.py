@@ -13,9 +13,8 @@ from parsl.providers import LocalProvider
 
 from diffinv.assembly.job import build_design
 from diffinv.assembly.losses import build_loss
-from diffinv.assembly.sampling import read_site
+from diffinv.assembly.sampling import input_options, read_site
 from diffinv.assembly.trust import check_calibrate
-from diffinv.cli import _options
 from diffinv.config import Override, all_keys, load, parse_set
 from diffinv.core.checks import ConfigError
 from diffinv.data.layouts import InputOptions
@@ -174,7 +173,7 @@ def test_every_survey_can_be_simulated_by_name() -> None:
 def test_the_input_section_is_exactly_the_options_of_reading() -> None:
     keys = {key.removeprefix("input.") for key in all_keys(SampleConfig) if key.startswith("input.")}
     assert keys == {field.name for field in dataclasses.fields(InputOptions)}
-    assert _options(SampleConfig()) == InputOptions()
+    assert input_options(SampleConfig()) == InputOptions()
 
 
 def test_identity_holds_what_decides_the_numbers_and_nothing_else() -> None:

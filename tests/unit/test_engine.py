@@ -64,7 +64,7 @@ def test_dithered_bands_of_a_grey_prior_are_answered_on_one_grid(tmp_path: Path,
     channels = build_channels(observation, prior, margin=None)
     assert [c.field.canvas.shape for c in channels] == [channels[0].field.canvas.shape] * 2
     assert [c.field.grid.cards for c in channels] == [channels[0].field.grid.cards] * 2
-    answers = answer_channels(channels, prior, Method(steps=4), draws=2, seed=0, target_fwhm=0.6, max_batch=8)
+    answers = answer_channels(channels, prior, Method(steps=4), draws=2, seeds=[0] * len(channels), target_fwhm=0.6, max_batch=8)
     planes = torch.cat([a.samples for a in answers], 1).mean(0)
     peaks = [np.unravel_index(int(plane.argmax()), plane.shape) for plane in planes]
     expected = channels[0].field.grid.world_to_pixel(150.0, 2.0)
