@@ -34,9 +34,8 @@ def kept_bytes(prior: Denoiser, image_shape: Sequence[int], device: torch.device
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*prior.parameters(), *prior.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: torch.Tensor) -> None:  # gives the graph nothing to keep: an output kept by its own node is never freed
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         prior(x, torch.ones(rows, dtype=torch.float64, device=device))

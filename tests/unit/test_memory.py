@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def test_kept_bytes_are_those_of_a_row_whatever_the_batch() -> None:
     one, eight = (memory.kept_bytes(Squares(), SHAPE, CPU, rows=n) for n in (1, 8))
     assert one == eight
     assert 2 * image <= one <= 6 * image
+
+
+class Sigmoid(Denoiser):
+    """A node that keeps its own output, which is a circle."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.sigmoid(x) * torch.exp(x)
+
+
+def test_nothing_is_left_of_the_pass_that_measures() -> None:
+    network = Sigmoid()
+    tensors = lambda: sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+    memory.kept_bytes(network, SHAPE, CPU)
+    before = tensors()
+    for _ in range(5):
+        assert memory.kept_bytes(network, SHAPE, CPU) >= 2 * 4 * 64
+    gc.collect()
+    assert tensors() == before
 
 
 @pytest.mark.parametrize(("free", "rows"), [(1, 1), (2**21, 30), (2**40, memory.MOST_ROWS)])
