@@ -241,6 +241,7 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
     from diffinv.assembly.sampling import choose_crew, execute, make_plan, print_plan
     from diffinv.data.catalog import find_objects
     from diffinv.engine.calibration import load_calibration
+    from diffinv.engine.devices import own_device
     from diffinv.engine.pool import Recipe
     from diffinv.engine.run import Run, prepare
     from diffinv.engine.shards import parse_shard
@@ -249,7 +250,7 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
     entries = shard.select(find_objects(args.input))
     prepare(args.out)
     config, device = loaded.config, _device(loaded.config)
-    prior = _prior(config, device if crew.alone else "cpu")
+    prior = _prior(config, own_device(device) if crew.alone else "cpu")
     calibration = None if args.calibration is None else load_calibration(args.calibration)
     plan = make_plan(loaded, prior, crew, device, calibration=calibration, pack=args.pack)
     run = Run(args.out, prior, plan, new_run=args.new_run)

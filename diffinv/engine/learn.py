@@ -25,6 +25,7 @@ from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import Plane, encode_fits
 from diffinv.data.locks import only_one_in
 from diffinv.engine.commute import check_moves
+from diffinv.engine.devices import own_device
 from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, take, white_twin
 from diffinv.engine.run import differences, is_out_of_memory
 from diffinv.losses.base import Loss, MeasuredBatch
@@ -274,7 +275,7 @@ def _identify(
 
 def _device() -> str:
     """Where the work before the training is done."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return own_device("cuda") if torch.cuda.is_available() else "cpu"
 
 
 def _write_map(out: Path, found: Identifiability) -> None:

@@ -28,6 +28,7 @@ import torch
 from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import Entry
 from diffinv.engine.campaign import Campaign, Outcome, Task, look_around, open_ledger
+from diffinv.engine.devices import own_device
 from diffinv.engine.progress import Progress
 from diffinv.engine.run import Plan, Run, print_error
 from diffinv.engine.shards import Shard
@@ -50,12 +51,12 @@ class Recipe:
     dtype: str
     plan: Plan
 
-    def build(self) -> Run:
-        """The run, with the prior on its device.
+    def build(self, number: int | None = None) -> Run:
+        """The run, with the prior on its device. number: of the process, which says whose GPU is whose; None: its launcher says.
 
         Raises: DiffinvError as `load_prior` and `Run`.
         """
-        prior = load_prior(self.prior, device=self.device, dtype=getattr(torch, self.dtype))
+        prior = load_prior(self.prior, device=own_device(self.device, number), dtype=getattr(torch, self.dtype))
         return Run(self.out, prior, self.plan, new_run=True)
 
 
@@ -85,11 +86,12 @@ def run_pool(
 
 @dataclass
 class _Worker:
-    """A process, its pipe, the tasks that it has not ended by their place in its hand, and until when (`time.monotonic`) it may
-    take for them."""
+    """A process, its pipe, its number among the living, the tasks that it has not ended by their place in its hand, and until
+    when (`time.monotonic`) it may take for them."""
 
     process: BaseProcess
     connection: Connection
+    number: int
     ready: bool = False
     tasks: dict[int, Task] = field(default_factory=dict)
     alone: bool = True
@@ -161,12 +163,13 @@ class Pool:
         """One more process. Signals to stop are for the supervisor: its processes inherit that they are blocked."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        number = min(set(range(self.size)) - {worker.number for worker in self.workers})
         threads = max(1, count_cores() // self.size)
-        process = context.Process(target=serve, args=(theirs, os.getpid(), threads), daemon=True)
+        process = context.Process(target=serve, args=(theirs, os.getpid(), threads, number), daemon=True)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             process.start()
-            self.workers.append(_Worker(process, ours))
+            self.workers.append(_Worker(process, ours, number))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()

@@ -27,18 +27,19 @@ READY, DONE, FAILED, REFUSED, DISK = "ready", "done", "failed", "refused", "disk
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
-def serve(connection: Connection, supervisor: int, threads: int) -> None:
+def serve(connection: Connection, supervisor: int, threads: int, number: int) -> None:
     """Receive a `Recipe`, then lists of (entry, path), and answer for each of these as it ends, until the pipe is closed.
 
     Answers: (READY, hash of the run), (DONE, place in the list), (FAILED, place, reason, whether trying again is in vain),
     (REFUSED, text of an error that holds for every object), (DISK, number, text, file).
-    Arguments: supervisor: its process number. threads: that torch may use, or fewer if the environment says so.
+    Arguments: supervisor: its process number. threads: that torch may use, or fewer if the environment says so. number: among the
+        supervisor's processes, from 0.
     """
     die_with(supervisor)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         recipe = connection.recv()
-        run = _start(connection, recipe, threads)
+        run = _start(connection, recipe, threads, number)
         while run is not None:
             for answer in _attempt(run, connection.recv()):
                 connection.send(answer)
@@ -61,14 +62,14 @@ def _watch(supervisor: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _start(connection: Connection, recipe: Recipe, threads: int) -> Run | None:
+def _start(connection: Connection, recipe: Recipe, threads: int, number: int) -> Run | None:
     import torch
 
     from diffinv.core.checks import DiffinvError
 
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     try:
-        run = recipe.build()
+        run = recipe.build(number)
     except DiffinvError as error:
         connection.send((REFUSED, str(error)))
         return None
