@@ -209,23 +209,9 @@ def _prior(config: SampleConfig, device: str) -> Prior:
 
 
 def _device(config: SampleConfig) -> str:
-    """Where the prior goes.
+    from diffinv.engine.devices import choose_device
 
-    Raises: ConfigError if the machine has no such device, or the device cannot compute in the configuration's dtype.
-    """
-    import torch
-
-    from diffinv.core.checks import ConfigError
-    from diffinv.priors.precondition import has_bfloat16
-
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device: {device} asked for, but this machine has no CUDA device; use --device cpu.")
-    if device == "cpu" and config.dtype == "bfloat16" and not has_bfloat16():
-        raise ConfigError(
-            "dtype: bfloat16 is tens of times slower than float32 on this CPU, which cannot compute in it; use float32."
-        )
-    return device
+    return choose_device(config.device, config.dtype)
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -249,7 +235,8 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
     shard, crew = parse_shard(args.shard, os.environ), choose_crew(args.engine, args.site, args.workers, args.timeout)
     entries = shard.select(find_objects(args.input))
     prepare(args.out)
-    config, device = loaded.config, _device(loaded.config)
+    config = loaded.config
+    device = _device(config) if crew.site is None else config.device
     prior = _prior(config, own_device(device) if crew.alone else "cpu")
     calibration = None if args.calibration is None else load_calibration(args.calibration)
     plan = make_plan(loaded, prior, crew, device, calibration=calibration, pack=args.pack)

@@ -14,13 +14,13 @@ from diffinv.data.catalog import Entry
 from diffinv.data.layouts import InputOptions
 from diffinv.engine.calibration import Calibration
 from diffinv.engine.campaign import Outcome, run_campaign
+from diffinv.engine.devices import sharers
 from diffinv.engine.draws import Method
 from diffinv.engine.inspect import foresee_run
 from diffinv.engine.methods import Choice, build_method
 from diffinv.engine.pool import Recipe, run_pool
 from diffinv.engine.run import Plan, Run
 from diffinv.engine.shards import Shard
-from diffinv.engine.together import suit
 from diffinv.priors.store import Prior
 from diffinv.sections.sample import SampleConfig
 from diffinv.sections.site import SiteConfig
@@ -63,9 +63,9 @@ def make_plan(
         identity=config.identity(),
         held_out=config.sampler.held_out,
         calibration=calibration,
-        processes=crew.processes,
+        processes=sharers(device, crew.processes),
         pack=pack,
-        objects=config.sampler.objects or suit(device),
+        objects=config.sampler.objects,
     )
 
 

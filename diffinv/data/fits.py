@@ -14,7 +14,6 @@ import io
 import math
 import re
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,10 +22,12 @@ from pathlib import Path
 import numpy as np
 from astropy.io import ascii, fits
 from astropy.table import QTable
+from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
 from diffinv.core.checks import InputError
 from diffinv.data.checksums import check_sums
+from diffinv.data.warned import warned
 
 Value = str | int | float | bool
 Cards = Mapping[str, Value]
@@ -113,8 +114,7 @@ def decode_fits(path: Path, stored: bytes, *, max_pixels: int = MAX_PIXELS) -> F
     """
     raw = _unpack(path, stored, 8 * max_pixels + _SLACK)
     _check_magic(path, raw)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warned("always") as caught:
         try:
             _check_structure(path, raw, max_pixels)
             planes, tables = _decode(raw)
@@ -123,7 +123,8 @@ def decode_fits(path: Path, stored: bytes, *, max_pixels: int = MAX_PIXELS) -> F
         except Exception as error:  # a hostile file can make the reader raise anything
             cause = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{path}: damaged FITS file ({cause}); fetch or write it again.") from error
-    notes = tuple(dict.fromkeys(" ".join(str(w.message).split()) for w in caught))
+    own = [w.message for w in caught if issubclass(w.category, AstropyWarning)]  # another thread's are not this file's
+    notes = tuple(dict.fromkeys(" ".join(str(message).split()) for message in own))
     return FitsFile(path, hashlib.sha256(stored).hexdigest(), planes, tables, notes)
 
 
@@ -164,8 +165,7 @@ def encode_fits(parts: Sequence[Plane | Table]) -> bytes:
 
     Arguments: parts: HDUs in order; the first is a `Plane` and becomes the primary HDU.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warned("ignore"):
         hdus = fits.HDUList([_hdu(part, first=number == 0) for number, part in enumerate(parts)])
         compressed = any(isinstance(hdu, fits.CompImageHDU) for hdu in hdus)
         if not compressed:
@@ -344,8 +344,7 @@ def celestial_cards(header: Cards) -> dict[str, Value] | None:
     """
     if any(key.startswith(("CPDIS", "D2IM")) for key in header):
         raise InputError("the WCS has distortion tables (CPDIS, D2IM), which are not read; give a drizzled or rectified image.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warned("ignore"):
         try:
             wcs = WCS(fits.Header({k: v for k, v in header.items() if _WCS_CARD.fullmatch(k)}))
             if not wcs.has_celestial:
@@ -382,6 +381,5 @@ def _wcs(cards: Cards) -> WCS:
 
 @lru_cache(maxsize=32)  # the planes of a file share theirs, and wcslib takes milliseconds
 def _wcs_of(cards: tuple[tuple[str, Value], ...]) -> WCS:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warned("ignore"):
         return WCS(fits.Header(dict(cards)))

@@ -14,7 +14,8 @@ from diffinv.engine.campaign import Outcome, run_campaign
 from diffinv.engine.pool import Recipe
 from diffinv.engine.run import Run
 from diffinv.engine.shards import Shard
-from diffinv.engine.worker import die_with
+from diffinv.engine.together import DeviceLost
+from diffinv.engine.worker import die_with, end_with
 
 _runs: dict[str, Run] = {}  # of this process, by the hash of their configuration: a prior is loaded once
 
@@ -26,7 +27,8 @@ def run_block(recipe: Recipe, config_hash: str, entries: Sequence[Entry], part: 
         start.
     Raises: ConfigError if the recipe gives another run here, OSError if the disk refuses.
     """
-    die_with(os.getppid())
+    if not _runs:
+        die_with(os.getppid())
     os.chdir(folder)
     if config_hash not in _runs:
         run = recipe.build()
@@ -35,4 +37,7 @@ def run_block(recipe: Recipe, config_hash: str, entries: Sequence[Entry], part: 
                 f"prior {recipe.prior}: not the same as where the run began; give all nodes one file and one version."
             )
         _runs[config_hash] = run
-    return run_campaign(_runs[config_hash], entries, part, max_failed=1.0, supervised=True)
+    try:
+        return run_campaign(_runs[config_hash], entries, part, max_failed=None, supervised=True)
+    except DeviceLost as error:
+        end_with(error)

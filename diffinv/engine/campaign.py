@@ -1,12 +1,12 @@
 """Many objects: what is done is kept, what is broken is set aside, and the rest goes on, however the process ends.
 
-An object is done if a valid product with its key is there. Else it is attempted, after a line in the manifest says so, until
-it is done, has crashed a process `MOST_CRASHES` times, was killed with one `MOST_KILLS` times or has failed `MOST_FAILURES`
-times, in this run and those before; an input that cannot be used fails the same way every time and is not tried again. A process
-that was killed (signal 9, or together with its supervisor) is as likely the victim of a preempted node as of its own object's
-appetite for memory, hence the larger number; and an object whose process died waits until all others had their turn, so that a
-storm passes. What was given up stays in `quarantine/` with the reason until its input or the run's configuration changes, or its
-file there is removed.
+An object is done if a valid product with its key is there. Else it is attempted, after a line in the manifest says so, until it
+is done, has crashed a process `MOST_CRASHES` times, was killed with one `MOST_KILLS` times or has failed `MOST_FAILURES` times,
+in this run and those before; an input that cannot be used fails the same way every time and is not tried again. A process that
+was killed (a worker by signal 9, or with its supervisor, or at several objects) is as likely the victim of a preempted node as of
+its own object's appetite for memory, hence the larger number; and an object whose process died waits until all others had their
+turn, so that a storm passes. What was given up stays in `quarantine/` with the reason until its input or the run's configuration
+changes, or its file there is removed.
 Invariant: every object of the list ends done, quarantined, or untouched by a run that says that it stopped early.
 """
 
@@ -63,14 +63,15 @@ class Campaign:
     """The objects of one run and what became of them.
 
     Arguments: run. entries: of this process's shard. ledger: its file of the manifest. journals: all files of it, with the
-    crashes and failures of earlier runs. max_failed: share of the objects that may fail.
+    crashes and failures of earlier runs. max_failed: share of the objects that may fail; None: nobody judges.
     """
 
     def __init__(
-        self, run: Run, entries: Sequence[Entry], ledger: Ledger, journals: Sequence[Journal], *, max_failed: float
+        self, run: Run, entries: Sequence[Entry], ledger: Ledger, journals: Sequence[Journal], *, max_failed: float | None
     ) -> None:
         self.run, self.ledger, self.tallies, self.known = run, ledger, count(journals), done_keys(journals)
-        self.total, self.most_failed = len(entries), max_failed * len(entries)
+        self.total, self.widest = len(entries), 1  # the widest hand
+        self.most_failed = None if max_failed is None else max_failed * len(entries)
         self.waiting, self.at_work = deque(entries), 0
         self.suspects: deque[Entry] = deque()  # whose processes died
         self.failing: set[str] = set()  # keys of those that raised, which wait for nobody
@@ -111,11 +112,12 @@ class Campaign:
             found.append(task)
             if task.key in self.tallies:
                 break
+        self.widest = max(self.widest, len(found))
         return found
 
     def _mostly_dies(self) -> bool:
         """Whether it looks as if no object could be done, which second attempts then show before all have had their first."""
-        return len(self.suspects) >= max(HOPELESS, len(self.outcome.products))
+        return len(self.suspects) >= max(HOPELESS, 4 * self.widest, len(self.outcome.products))
 
     def drop(self) -> None:
         """Begin nothing more."""
@@ -226,7 +228,7 @@ class Campaign:
     def _judge(self) -> None:
         """Stop a run that mostly fails while there is still something to do."""
         failed, left = self.outcome.failed, len(self.waiting) + len(self.suspects) + self.at_work
-        if not left or self.ended < HOPELESS or self.outcome.stopped:
+        if self.most_failed is None or not left or self.ended < HOPELESS or self.outcome.stopped:
             return
         if failed >= HOPELESS and not self.outcome.products:
             self.outcome.stopped = f"the first {failed} objects all failed"
@@ -243,24 +245,26 @@ def read_reason(path: Path, key: str) -> str | None:
         return None
 
 
-def run_campaign(run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed: float, supervised: bool = False) -> Outcome:
-    """A product for every object of the shard that can have one, one after the other in this process.
+def run_campaign(
+    run: Run, entries: Sequence[Entry], shard: Shard, *, max_failed: float | None, supervised: bool = False
+) -> Outcome:
+    """A product for every object of the shard that can have one, a hand after the other in this process.
 
-    Arguments: max_failed: share of the shard's objects that may fail before the run stops. supervised: whether others may end
-        this process, so that its death is no crash of the object that it is at.
-    Raises: OSError if the disk refuses.
+    Arguments: max_failed: share of the shard's objects that may fail before the run stops, None for all. supervised: whether
+        others may end this process, so that its death is no crash of the object that it is at.
+    Raises: OSError if the disk refuses, DeviceLost if the device does.
     """
     with open_ledger(run, entries, shard, supervised=supervised) as ledger:
         campaign = Campaign(run, entries, ledger, look_around(run, ledger, shard), max_failed=max_failed)
         with Progress(campaign.total) as progress:
-            while tasks := campaign.hand(hand_size(run)):
+            while tasks := campaign.hand(hand_size(run.together)):
                 _attempt([task for task in tasks if campaign.begin(task)], campaign, progress)
         return campaign.outcome
 
 
 def _attempt(tasks: Sequence[Task], campaign: Campaign, progress: Progress) -> None:
     ended, name = campaign.ended, tasks[0].entry.object_id if tasks else ""
-    report = lambda fraction: progress.set(max(campaign.ended, ended + fraction * len(tasks)), name)
+    report = lambda fraction: progress.set(ended + fraction * len(tasks), name)
     report(0.0)
     for place, error in make_all(campaign.run, [(task.entry, task.path) for task in tasks], report):
         if error is None:
@@ -268,6 +272,8 @@ def _attempt(tasks: Sequence[Task], campaign: Campaign, progress: Progress) -> N
         else:
             campaign.failed(tasks[place], reason_of(error), final=isinstance(error, InputError))
         progress.set(campaign.ended, name)
+        if campaign.outcome.stopped:
+            break  # what else is in the hand is dropped
 
 
 def open_ledger(run: Run, entries: Sequence[Entry], shard: Shard, *, supervised: bool) -> Ledger:

@@ -154,7 +154,7 @@ def foresee_run(run: Run, entries: Sequence[Entry], processes: int) -> str:
             channels = build_channels(observe(entry, plan.options), run.prior, margin=plan.margin)
         except InputError:
             continue
-        cost = foresee_cost(channels, run.prior, plan.method, plan.draws, plan.max_batch, processes, plan.objects)
+        cost = foresee_cost(channels, run.prior, plan.method, plan.draws, plan.max_batch, processes, run.together)
         total, memory = math.ceil(len(entries) / processes) * cost.seconds, processes * cost.memory / 2**30
         return (
             f"{len(entries)} to do, about {duration(total)} with {processes} at once on this {cost.device} "

@@ -1,8 +1,9 @@
 """Several processes on one list of objects, fed a hand of them at a time by a supervisor that outlives every one of them.
 
 A process that dies takes down only its objects in flight, which another process tries again, each by itself; one that takes
-longer than the time limit is ended, which counts as the object's crash. The supervisor alone decides, and writes the manifest. A
-signal to stop gives the objects in flight a few seconds to finish; those that do not are dropped, and blamed for nothing.
+longer than the time limit is ended. That counts as the crash of an object that was alone, and as a kill of those that were
+together. The supervisor alone decides, and writes the manifest. A signal to stop gives the objects in flight a few seconds to
+finish; those that do not are dropped, and blamed for nothing.
 Invariant: no process is left behind, whatever ends the supervisor.
 """
 
@@ -28,9 +29,9 @@ import torch
 from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import Entry
 from diffinv.engine.campaign import Campaign, Outcome, Task, look_around, open_ledger
-from diffinv.engine.devices import own_device
+from diffinv.engine.devices import choose_device, own_device
 from diffinv.engine.progress import Progress
-from diffinv.engine.run import Plan, Run, print_error
+from diffinv.engine.run import Plan, Run, print_error, suit
 from diffinv.engine.shards import Shard
 from diffinv.engine.together import hand_size
 from diffinv.engine.worker import DISK, DONE, FAILED, READY, REFUSED, serve
@@ -43,7 +44,8 @@ _TICK = 0.5  # seconds between looks at the time limit
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a process needs to make the products of a run. prior: name or path. dtype: a name of torch's."""
+    """What a process needs to make the products of a run. prior: name or path. device: of a configuration, resolved where the
+    process is. dtype: a name of torch's."""
 
     out: Path
     prior: str
@@ -51,12 +53,13 @@ class Recipe:
     dtype: str
     plan: Plan
 
-    def build(self, number: int | None = None) -> Run:
-        """The run, with the prior on its device. number: of the process, which says whose GPU is whose; None: its launcher says.
+    def build(self, number: int = 0, of: int = 1) -> Run:
+        """The run, with the prior on this process's device. number, of: as of `own_device`.
 
-        Raises: DiffinvError as `load_prior` and `Run`.
+        Raises: DiffinvError as `choose_device`, `load_prior` and `Run`.
         """
-        prior = load_prior(self.prior, device=own_device(self.device, number), dtype=getattr(torch, self.dtype))
+        device = own_device(choose_device(self.device, self.dtype), number, of)
+        prior = load_prior(self.prior, device=device, dtype=getattr(torch, self.dtype))
         return Run(self.out, prior, self.plan, new_run=True)
 
 
@@ -109,7 +112,8 @@ class Pool:
         self.timeout = math.inf if timeout is None else timeout
         self.workers: list[_Worker] = []
         self.taken: deque[list[Task]] = deque()  # hands of the pool, not yet begun
-        self.stillborn, self.hand = 0, hand_size(campaign.run)
+        self.stillborn = 0
+        self.together = campaign.run.plan.objects or suit(recipe.device)
 
     @property
     def busy(self) -> list[_Worker]:
@@ -148,14 +152,17 @@ class Pool:
         self._hear(_TICK)
         for worker in self.busy:
             if time.monotonic() > worker.until:
-                self._lose(worker, f"took longer than --timeout {self.timeout:g} s and was ended", self.campaign.crashed)
+                many = "" if worker.alone else " an object"
+                self._lose(worker, f"took longer than --timeout {self.timeout:g} s{many} and was ended", self.campaign.crashed)
         return True
 
     def _take(self) -> None:
         """A hand for every process that may be without one; the last ones share what is left."""
         if self.campaign.outcome.stopped:
             self.taken.clear()
-        most = min(self.hand, math.ceil(len(self.campaign.waiting) / self.size)) or 1
+            for worker in [worker for worker in self.busy if not worker.alone]:
+                self._end(worker)  # what else is in its hand is dropped
+        most = min(hand_size(self.together), math.ceil(len(self.campaign.waiting) / self.size)) or 1
         while len(self.taken) + len(self.busy) < self.size and (tasks := self.campaign.hand(most)):
             self.taken.append(tasks)
 
@@ -165,7 +172,7 @@ class Pool:
         ours, theirs = context.Pipe()
         number = min(set(range(self.size)) - {worker.number for worker in self.workers})
         threads = max(1, count_cores() // self.size)
-        process = context.Process(target=serve, args=(theirs, os.getpid(), threads, number), daemon=True)
+        process = context.Process(target=serve, args=(theirs, os.getpid(), threads, number, self.size), daemon=True)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             process.start()
@@ -178,9 +185,14 @@ class Pool:
     def _give(self, worker: _Worker, tasks: Sequence[Task]) -> None:
         begun = [task for task in tasks if self.campaign.begin(task)]
         worker.tasks, worker.alone = dict(enumerate(begun)), len(begun) == 1
-        worker.until = time.monotonic() + self.timeout * len(begun) if begun else math.inf
+        self._wind(worker)
         if begun:
             self._send(worker, [(task.entry, task.path) for task in begun])
+
+    def _wind(self, worker: _Worker) -> None:
+        """Start the clock again. Those that are together end a pass at a time, and one pass after they were sampled."""
+        most = 1 if worker.alone else 2 * min(self.together, len(worker.tasks))
+        worker.until = time.monotonic() + self.timeout * most if worker.tasks else math.inf
 
     def _send(self, worker: _Worker, message: object) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died, which its pipe tells next
@@ -190,11 +202,13 @@ class Pool:
         heard = wait([worker.connection for worker in self.workers], seconds)
         for worker in [worker for worker in self.workers if worker.connection in heard]:
             try:
-                answer = worker.connection.recv()
+                self._note(worker, *worker.connection.recv())
+                while (
+                    worker.connection.poll() and not self.campaign.outcome.stopped
+                ):  # all, before its time is judged
+                    self._note(worker, *worker.connection.recv())
             except (EOFError, ConnectionResetError):
                 self._bury(worker)
-            else:
-                self._note(worker, *answer)
 
     def _note(self, worker: _Worker, kind: str, *values) -> None:
         if kind == READY:
@@ -207,8 +221,10 @@ class Pool:
             raise OSError(*values)
         elif kind == DONE:
             self.campaign.done(worker.tasks.pop(values[0]))
+            self._wind(worker)
         elif kind == FAILED:
             self.campaign.failed(worker.tasks.pop(values[0]), values[1], final=values[2])
+            self._wind(worker)
 
     def _bury(self, worker: _Worker) -> None:
         """Note that a process has died by itself."""

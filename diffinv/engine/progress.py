@@ -32,7 +32,8 @@ class Progress:
             self.bar.close()
 
     def set(self, done: float, name: str) -> None:
-        """`done` objects, the last one in part; `name` of the one at work."""
+        """`done` objects, the last one in part, and never fewer than before; `name` of the one at work."""
+        done = max(done, self.done)
         if self.bar is not None:
             self.bar.set_postfix_str(name, refresh=False)
             self.bar.update(done - self.done)

@@ -45,6 +45,9 @@ from diffinv.engine.objects import (
 )
 from diffinv.priors.store import Prior
 
+TOGETHER_ON_DEVICE = 32  # objects, whose 32 draws each are the rows of `memory.MOST_ROWS_ON_DEVICE`
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,9 +55,9 @@ class Plan:
 
     options: of reading. method, draws, seed: of sampling. target_fwhm: arcsec, None for the prior's. margin: output pixels or
     None. save_samples: keep the draws. max_batch: rows at once, None for as many as fit beside the run's other `processes`.
-    objects: of one shape sampled together. identity: the configuration that decides the numbers. calibration: applied to products
-    of data like its simulations. held_out: share of the data's information that judges draws from the rest, or None. pack:
-    objects whose products go into one file, None for a file an object.
+    objects: of one shape sampled together at most, None for what suits the device. identity: the configuration that decides the
+    numbers. calibration: applied to products of data like its simulations. held_out: share of the data's information that judges
+    draws from the rest, or None. pack: objects whose products go into one file, None for a file an object.
     """
 
     options: InputOptions
@@ -70,7 +73,7 @@ class Plan:
     calibration: Calibration | None = None
     held_out: float | None = None
     pack: int | None = None
-    objects: int = 1
+    objects: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +135,7 @@ class Run:
             self.record["calibration_sha256"] = plan.calibration.digest
         self.config_hash = record_hash(self.record)
         self.recorded = False
+        self.pace = 1  # objects that are read at once: what could be sampled together, as soon as some have been
         self._check_record(new_run)
 
     @property
@@ -175,6 +179,19 @@ class Run:
     def has(self, path: Path) -> bool:
         """Whether a valid product of this path is there, in a file of its own or in a pack."""
         return is_product(path) or self.packs.hold(path)
+
+    @property
+    def together(self) -> int:
+        """Objects that are sampled together at most."""
+        return self.plan.objects or suit(next(self.prior.parameters()).device.type)
+
+    def company(self, subjects: Sequence[Subject]) -> int:
+        """How many of these can be sampled together: not more than fill the rows that fit."""
+        if self.together == 1:
+            return 1
+        channels = [channel for subject in subjects for channel in subject.channels]
+        rows = self.plan.max_batch or rows_of(channels, self.prior, self.plan.processes)
+        return max(1, min(self.together, rows * len(subjects) // (self.plan.draws * len(channels))))
 
     def make(self, entry: Entry, path: Path, report: Callable[[float], None]) -> None:
         """Sample an object and write its product.
@@ -263,7 +280,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller batch could help: Python's, CUDA's and the CPU allocator's ways to say so."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    return any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_broken_device(error: BaseException) -> bool:
+    """Whether the device has failed this process, which can compute nothing more on it."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
+
+
+def suit(device: str) -> int:
+    """Objects that are sampled together on a device unless one says otherwise: one fills a processor, many an accelerator."""
+    return 1 if device == "cpu" else TOGETHER_ON_DEVICE
 
 
 def is_product(path: Path) -> bool:

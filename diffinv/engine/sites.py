@@ -207,6 +207,10 @@ def _note(outcome: Outcome, block: _Block, future: Future[Any], again: Callable[
 
 def _judge(outcome: Outcome, total: int, max_failed: float) -> str:
     """Why a run that mostly fails is stopped, or nothing."""
-    if len(outcome.products) + len(outcome.quarantined) < HOPELESS or outcome.failed <= max_failed * total:
+    if outcome.stopped or len(outcome.products) + len(outcome.quarantined) < HOPELESS:
         return outcome.stopped
+    if outcome.failed >= HOPELESS and not outcome.products:
+        return f"the first {outcome.failed} objects all failed"
+    if outcome.failed <= max_failed * total:
+        return ""
     return f"{outcome.failed} of {total} objects failed; --max-failed allows more"

@@ -73,9 +73,8 @@ def read_status(out: Path) -> Status:
     if not journals and not done and not damaged and not set_aside:
         raise InputError(f"{out}: no output of `diffinv sample`; give the directory of its --out.")
     listed = {str(name) for journal in journals for name in journal.opening.get("objects", ())}
-    attempts = [event for journal in journals for event in journal.events if event["event"] == "start"]
     at_work = {name for journal in journals if journal.alive for name in _names(journal.unended())} - done - set_aside
-    tried = (_names(attempts) & listed) - done - set_aside - at_work
+    tried = (set().union(*map(_tried, journals)) & listed) - done - set_aside - at_work
     alive = [journal for journal in journals if journal.alive]
     return Status(
         done=len(done),
@@ -87,6 +86,12 @@ def read_status(out: Path) -> Status:
         running=len(alive),
         rate=_rate(alive),
     )
+
+
+def _tried(journal: Journal) -> set[str]:
+    """Names of attempts, less those that a process dropped when it was told to end."""
+    attempts = [event for event in journal.events if event["event"] == "start"]
+    return _names(attempts) - (_names(journal.unended()) if journal.closed else set())
 
 
 def _names(events: Sequence[Event]) -> set[str]:

@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from diffinv.data.catalog import Entry
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 READY, DONE, FAILED, REFUSED, DISK = "ready", "done", "failed", "refused", "disk"
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_LOST = 70  # exit code, EX_SOFTWARE
 
 
-def serve(connection: Connection, supervisor: int, threads: int, number: int) -> None:
+def serve(connection: Connection, supervisor: int, threads: int, number: int, of: int) -> None:
     """Receive a `Recipe`, then lists of (entry, path), and answer for each of these as it ends, until the pipe is closed.
 
     Answers: (READY, hash of the run), (DONE, place in the list), (FAILED, place, reason, whether trying again is in vain),
     (REFUSED, text of an error that holds for every object), (DISK, number, text, file).
-    Arguments: supervisor: its process number. threads: that torch may use, or fewer if the environment says so. number: among the
-        supervisor's processes, from 0.
+    Arguments: supervisor: its process number. threads: that torch may use, or fewer if the environment says so. number, of: among
+        the supervisor's processes, from 0, and how many there are.
     """
     die_with(supervisor)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         recipe = connection.recv()
-        run = _start(connection, recipe, threads, number)
+        run = _start(connection, recipe, threads, number, of)
         while run is not None:
-            for answer in _attempt(run, connection.recv()):
-                connection.send(answer)
+            _attempt(run, connection.recv(), connection)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -62,14 +62,14 @@ def _watch(supervisor: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _start(connection: Connection, recipe: Recipe, threads: int, number: int) -> Run | None:
+def _start(connection: Connection, recipe: Recipe, threads: int, number: int, of: int) -> Run | None:
     import torch
 
     from diffinv.core.checks import DiffinvError
 
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     try:
-        run = recipe.build(number)
+        run = recipe.build(number, of)
     except DiffinvError as error:
         connection.send((REFUSED, str(error)))
         return None
@@ -77,16 +77,26 @@ def _start(connection: Connection, recipe: Recipe, threads: int, number: int) ->
     return run
 
 
-def _attempt(run: Run, wanted: Sequence[tuple[Entry, Path]]) -> Iterator[tuple]:
+def _attempt(run: Run, wanted: Sequence[tuple[Entry, Path]], connection: Connection) -> None:
     from diffinv.core.checks import InputError
     from diffinv.engine.run import reason_of
-    from diffinv.engine.together import make_all
+    from diffinv.engine.together import DeviceLost, make_all
 
     try:
         for place, error in make_all(run, wanted, lambda fraction: None):
             if error is None:
-                yield DONE, place
+                connection.send((DONE, place))
             else:
-                yield FAILED, place, reason_of(error), isinstance(error, InputError)
+                connection.send((FAILED, place, reason_of(error), isinstance(error, InputError)))
+    except DeviceLost as error:
+        end_with(error)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
     except OSError as error:
-        yield DISK, error.errno, error.strerror or str(error), error.filename
+        connection.send((DISK, error.errno, error.strerror or str(error), error.filename))
+
+
+def end_with(error: Exception) -> NoReturn:
+    """Leave a process that can compute nothing more to whoever counts its attempts, with one line."""
+    print(f"diffinv: {error}", file=sys.stderr, flush=True)
+    os._exit(_LOST)

@@ -85,6 +85,21 @@ def test_a_signal_gives_objects_in_flight_their_grace_and_blames_none(
     assert main(["status", str(out)]) == 3
 
 
+def test_a_signal_ends_a_process_whose_reader_hangs(tmp_path: Path, prior: Path) -> None:
+    source, out = write_objects(tmp_path / "in", "a", "b", "hangs", "z"), tmp_path / "out"
+    process = start(source, out, prior, "--set", "sampler.objects=2")
+    try:
+        pid_of(out, "hangs")
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        code, _ = finish(process)
+    finally:
+        process.kill()
+    assert code == 143 and time.monotonic() - began < 20
+    assert count(read_journals(out)) == {} and not reasons(out)
+    assert main(["status", str(out)]) == 3
+
+
 def test_two_runs_on_one_output_warn_and_agree(tmp_path: Path, prior: Path) -> None:
     source, out = write_objects(tmp_path / "in", "a", "b", "waits"), tmp_path / "out"
     first = start(source, out, prior, "--workers", "1")
@@ -159,17 +174,23 @@ def test_objects_sampled_together_are_as_they_are_alone(tmp_path: Path, prior: P
     write_observation(source / "two.fits", bands=("g", "i"), seed=9)
     (source / "bad.fits").write_bytes(b"<html>")
     assert sample(source, tmp_path / "alone", prior) == 4
-    alone = draws_of(tmp_path / "alone")
+    alone, notes = draws_of(tmp_path / "alone"), notes_of(tmp_path / "alone")
     assert set(alone) == {*"abcdefg", "two"}
     for name, options in {"one process": (), "two": ("--workers", "2"), "passes": ("--set", "sampler.max_batch=5")}.items():
         out = tmp_path / name
         assert sample(source, out, prior, "--set", "sampler.objects=3", *options) == 4
         together = draws_of(out)
         assert set(together) == set(alone) and set(reasons(out)) == {"bad"}
+        assert notes_of(out) == notes
         for object_id, images in alone.items():
             np.testing.assert_allclose(together[object_id], images, rtol=0, atol=1e-5 * np.abs(images).max())
         assert sample(source, out, prior) == 4  # the same run: the size of a pass decides no number
         assert sorted(name for name in events(out, "start") if name != "bad") == sorted(alone)
+
+
+def notes_of(out: Path) -> dict[str, tuple[str, ...]]:
+    """Object → what is to be known of it."""
+    return {p.object_id: p.notes for p in map(read_product, (out / "products").glob("*/*.fits"))}
 
 
 def draws_of(out: Path) -> dict[str, np.ndarray]:

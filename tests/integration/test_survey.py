@@ -11,10 +11,16 @@ from astropy.table import Table as AstropyTable
 from pyarrow import parquet
 
 from diffinv.cli import main
+from diffinv.data.catalog import find_objects
 from diffinv.data.headers import read_headers
+from diffinv.data.layouts import InputOptions
 from diffinv.data.products import read_product
+from diffinv.engine.campaign import run_campaign
+from diffinv.engine.draws import Method
 from diffinv.engine.manifest import Tally, count, read_journals
-from diffinv.engine.run import Run, Subject
+from diffinv.engine.run import Plan, Run, Subject
+from diffinv.engine.shards import Shard
+from diffinv.priors.store import load_prior
 from tests.small import FAST, write_observation, write_prior
 from tests.survey import data_parts, events, finish, reasons, start, wait_for, write_objects
 
@@ -185,6 +191,29 @@ def test_merge_makes_one_table_of_whole_products_without_reading_images(
     damaged.write_bytes(damaged.read_bytes()[: read_headers(out / table["product"][2])[0].end])
     assert main(["status", str(out)]) == 3
     assert "damaged     1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra", [(), ("--workers", "1")])
+def test_a_hand_of_bad_objects_is_stopped_like_a_row_of_them(tmp_path: Path, prior: Path, extra: tuple[str, ...]) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for number in range(60):
+        (source / f"{number:02d}.fits").write_bytes(b"<html>")
+    assert sample(source, out, prior, "--set", "sampler.objects=8", *extra) == 3
+    assert len(reasons(out)) == 20
+    assert count(read_journals(out)) == {}
+
+
+def test_a_range_that_nobody_judges_is_done_to_its_end(tmp_path: Path, prior: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for number in range(25):
+        (source / f"{number:02d}.fits").write_bytes(b"<html>")
+    write_observation(source / "z.fits")
+    plan = Plan(InputOptions(), Method(), 2, 0, None, None, True, None, {"sampler": {}})
+    run = Run(out, load_prior(str(prior)), plan)
+    outcome = run_campaign(run, find_objects(source), Shard(), max_failed=None)
+    assert not outcome.stopped and len(outcome.quarantined) == 25 and len(outcome.products) == 1
 
 
 def test_a_process_that_dies_in_order_or_far_away_is_no_crash(tmp_path: Path, prior: Path) -> None:

@@ -122,10 +122,10 @@ def test_bfloat16_is_refused_where_the_processor_lacks_it(
         "bfloat16",
         *FAST,
     )
-    monkeypatch.setattr("diffinv.priors.precondition.has_bfloat16", lambda: False)
+    monkeypatch.setattr("diffinv.engine.devices.has_bfloat16", lambda: False)
     code, lines = run(capsys, *arguments)
     assert code == 2 and len(lines) == 1 and "use float32" in lines[0]
-    monkeypatch.setattr("diffinv.priors.precondition.has_bfloat16", lambda: True)
+    monkeypatch.setattr("diffinv.engine.devices.has_bfloat16", lambda: True)
     assert run(capsys, *arguments)[0] == 0
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from diffinv.engine.together import hand_size, make_all, suit
+from diffinv.engine.run import is_broken_device, is_out_of_memory, suit
+from diffinv.engine.together import DeviceLost, hand_size, make_all
 
 WAIT = 30.0  # seconds that nothing here needs
 
@@ -18,10 +19,13 @@ class Run:
     """Notes what it is asked for; an object is its name, and a product "name!" unless `read`, `sample` or `write` refuse it."""
 
     def __init__(self, objects: int, **refuse: str) -> None:
-        self.plan, self.refuse = SimpleNamespace(objects=objects), refuse
+        self.objects, self.pace, self.refuse = objects, 1, refuse
         self.log: list[tuple[str, str]] = []
         self.products: list[str] = []
         self.before: dict[tuple[str, str], Callable[[], object]] = {}
+
+    def company(self, subjects: Sequence[str]) -> int:
+        return self.objects
 
     def _do(self, step: str, names: str, error: type[Exception] = ValueError) -> None:
         self.log.append((step, names))
@@ -59,7 +63,13 @@ def test_every_object_is_made_once_whatever_the_size_of_a_pass(objects: int) -> 
     assert endings(run, "abcdefg") == dict.fromkeys("abcdefg", "")
     assert sorted(run.products) == [f"{name}!" for name in "abcdefg"]
     passes = [names for step, names in run.log if step == "sample"]
-    assert "".join(passes) == "abcdefg" and max(map(len, passes)) == min(objects, 7)
+    assert "".join(passes) == "abcdefg"
+    assert len(passes[0]) == 1  # which says how many can be together
+    assert max(map(len, passes)) == min(objects, 6)
+    again = Run(objects)
+    again.pace = run.pace
+    endings(again, "abcdefg")
+    assert [len(names) for step, names in again.log if step == "sample"][0] == min(objects, 7)
 
 
 def test_what_goes_wrong_belongs_to_one_object() -> None:
@@ -68,7 +78,7 @@ def test_what_goes_wrong_belongs_to_one_object() -> None:
     assert {name: why for name, why in found.items() if why} == {"b": "read b", "f": "sample f", "g": "write g"}
     assert sorted(run.products) == [f"{name}!" for name in "acdehi"]
     passes = [names for step, names in run.log if step == "sample"]
-    assert passes == ["acd", "efgh", "e", "f", "g", "h", "i"]
+    assert passes == ["a", "cde", "fghi", "f", "g", "h", "i"]
 
 
 def test_a_pass_of_unreadable_objects_samples_nothing() -> None:
@@ -98,9 +108,64 @@ def test_the_next_pass_is_read_and_the_last_one_written_while_one_is_sampled() -
 def test_the_report_never_goes_back_and_ends_at_one() -> None:
     run, heard = Run(2), []
     list(make_all(run, [(name, Path(name)) for name in "abcde"], heard.append))
-    assert heard == [0.4, 0.8, 1.0]
+    assert heard == [0.2, 0.6, 1.0]
 
 
 def test_a_processor_takes_one_object_at_a_time_and_an_accelerator_many() -> None:
-    assert suit("cpu") == 1 and hand_size(Run(1)) == 1
-    assert suit("cuda") > 8 and hand_size(Run(suit("cuda"))) >= 2 * suit("cuda")
+    assert suit("cpu") == 1 and hand_size(1) == 1
+    assert suit("cuda") > 8 and hand_size(suit("cuda")) >= 2 * suit("cuda")
+
+
+def test_an_error_holds_nothing_of_what_failed() -> None:
+    run, held = Run(4, sample="ab"), []
+
+    def sample(names: Sequence[str], report: Callable[[float], None]) -> list[str]:
+        assert all(reference() is None for reference in held)  # nothing of the passes before is left
+        large = Large()
+        held.append(weakref.ref(large))
+        raise ValueError("too large")
+
+    run.sample = sample
+    run.pace = 2
+    assert endings(run, "abc") == dict.fromkeys("abc", "too large")
+    assert len(held) == 4
+
+
+class Large:
+    """Something of a pass."""
+
+
+def test_a_device_that_is_lost_blames_no_object() -> None:
+    run = Run(2)
+
+    def sample(names: Sequence[str], report: Callable[[float], None]) -> list[str]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+    run.sample = sample
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        list(make_all(run, [(name, Path(name)) for name in "abc"], lambda fraction: None))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory")) and not is_broken_device(
+        RuntimeError("CUDA error: out of memory")
+    )
+
+
+@pytest.mark.parametrize("stops", ["interrupt", "close"])
+def test_an_end_in_between_waits_for_what_is_written_and_for_no_reader(stops: str) -> None:
+    run, stuck, slow = Run(1), threading.Event(), threading.Event()
+    run.before["read", "c"] = lambda: stuck.wait(WAIT)
+    run.before["write", "a"] = lambda: slow.wait(0.2)
+    made = make_all(run, [(name, Path(name)) for name in "abcd"], lambda fraction: None)
+    if stops == "close":
+        assert next(made) == (0, None)
+        made.close()
+    else:
+        run.before["sample", "b"] = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            list(made)
+    assert "a!" in run.products and not stuck.is_set()
+    stuck.set()
+    assert ("read", "d") not in run.log
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
