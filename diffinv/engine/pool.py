@@ -203,9 +203,7 @@ class Pool:
         for worker in [worker for worker in self.workers if worker.connection in heard]:
             try:
                 self._note(worker, *worker.connection.recv())
-                while (
-                    worker.connection.poll() and not self.campaign.outcome.stopped
-                ):  # all, before its time is judged
+                while worker.connection.poll() and not self.campaign.outcome.stopped:  # all, before its time is judged
                     self._note(worker, *worker.connection.recv())
             except (EOFError, ConnectionResetError):
                 self._bury(worker)
