@@ -5,14 +5,16 @@ is done, has crashed a process `MOST_CRASHES` times, was killed with one `MOST_K
 in this run and those before; an input that cannot be used fails the same way every time and is not tried again. A process that
 was killed (a worker by signal 9, or with its supervisor, or at several objects) is as likely the victim of a preempted node as of
 its own object's appetite for memory, hence the larger number; and an object whose process died waits until all others had their
-turn, so that a storm passes. What was given up stays in `quarantine/` with the reason until its input or the run's configuration
-changes, or its file there is removed.
+turn, so that a storm passes. What another run is at is left to it, and looked for at the end. What was given up stays in
+`quarantine/` with the reason until its input or the run's configuration changes, or its file there is removed.
 Invariant: every object of the list ends done, quarantined, or untouched by a run that says that it stopped early.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from diffinv.engine.together import hand_size, make_all
 
 HOPELESS = 20  # objects that end before a run is judged by its failures
 MOST_CRASHES, MOST_KILLS, MOST_FAILURES = 2, 4, 3
+LOOK = 1.0  # seconds between looks at what another run is at
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Campaign:
         self.waiting, self.at_work = deque(entries), 0
         self.suspects: deque[Entry] = deque()  # whose processes died
         self.failing: set[str] = set()  # keys of those that raised, which wait for nobody
+        self.elsewhere: deque[Entry] = deque()  # that another run is at
+        self.looked = -math.inf  # for what became of these
         self.outcome = Outcome()
         self.packing = None if run.plan.pack is None else Packing(run.packs, entries, run.plan.pack)
 
@@ -88,7 +93,7 @@ class Campaign:
 
         Raises: OSError if the disk refuses.
         """
-        while (self.waiting or self.suspects) and not self.outcome.stopped:
+        while self._anything() and not self.outcome.stopped:
             again = not self.waiting or self._mostly_dies()
             task = self._task((self.suspects if again else self.waiting).popleft())
             if task is not None and not again and task.key in self.tallies and task.key not in self.failing:
@@ -97,6 +102,17 @@ class Campaign:
                 self.at_work += 1
                 return task
         return None
+
+    def _anything(self) -> bool:
+        """Whether something waits; if all that is left is at another run, look whether it still is, now and then."""
+        if not (self.waiting or self.suspects) and self.elsewhere:
+            pause = self.looked + LOOK - time.monotonic()
+            if self.at_work and pause > 0:
+                return False
+            time.sleep(max(0.0, pause))
+            self.looked = time.monotonic()
+            self.waiting, self.elsewhere = self.elsewhere, deque()
+        return bool(self.waiting or self.suspects)
 
     def hand(self, most: int) -> list[Task]:
         """Up to so many attempts for one process, to be begun; an object that has ended badly before is alone among them.
@@ -121,16 +137,21 @@ class Campaign:
 
     def drop(self) -> None:
         """Begin nothing more."""
-        self.waiting.clear()
-        self.suspects.clear()
+        for queue in (self.waiting, self.suspects, self.elsewhere):
+            queue.clear()
 
     def begin(self, task: Task) -> bool:
-        """Record an attempt, before it runs; False if another run has made the product since it was looked for.
+        """Claim an object and record an attempt, before it runs; False if another run is at it, or has made its product since.
 
         Raises: OSError if the disk refuses.
         """
+        if not self.ledger.claims.take(task.key):
+            self.at_work -= 1
+            self.elsewhere.append(task.entry)
+            return False
         if self.run.has(task.path):
             self.at_work -= 1
+            self.ledger.claims.drop(task.key)
             self.outcome.skipped += 1
             self._keep(task, fresh=False)
             return False
@@ -168,6 +189,7 @@ class Campaign:
     def done(self, task: Task) -> None:
         """The product of an attempt is there."""
         self.at_work -= 1
+        self.ledger.claims.drop(task.key)
         self._keep(task, fresh=True)
 
     def _keep(self, task: Task, *, fresh: bool) -> None:
@@ -195,6 +217,7 @@ class Campaign:
         """Try once more or give up."""
         self.at_work -= 1
         self.ledger.write(kind, key=task.key, object_id=task.entry.object_id, reason=reason)
+        self.ledger.claims.drop(task.key)
         tally = self.tallies[task.key] = add(self.tallies.get(task.key, Tally()), kind)
         if final or self._worn_out(task.key) is not None:
             times = tally.attempts
@@ -227,7 +250,7 @@ class Campaign:
 
     def _judge(self) -> None:
         """Stop a run that mostly fails while there is still something to do."""
-        failed, left = self.outcome.failed, len(self.waiting) + len(self.suspects) + self.at_work
+        failed, left = self.outcome.failed, len(self.waiting) + len(self.suspects) + len(self.elsewhere) + self.at_work
         if self.most_failed is None or not left or self.ended < HOPELESS or self.outcome.stopped:
             return
         if failed >= HOPELESS and not self.outcome.products:
@@ -286,5 +309,5 @@ def look_around(run: Run, ledger: Ledger, shard: Shard) -> list[Journal]:
     """The manifest as it is; a warning names every other living run on the same objects."""
     journals = read_journals(run.out)
     for other in others_at_work(journals, ledger, str(shard)):
-        print_error(f"{run.out}: another run is at work here ({other}); the products are the same, --shard i/n shares the work.")
+        print_error(f"{run.out}: another run is at work here ({other}); what it is at is left to it.")
     return journals

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from diffinv.core.checks import ConfigError
-from diffinv.data.locks import ALONE, SHARED, lock
+from diffinv.data.locks import ALONE, SHARED, Claims, lock
 from diffinv.data.products import safe_id
 
 FOLDER, QUARANTINE = "manifest", "quarantine"
+_CLAIMS = "claims"
 _OPEN, _CLOSED = ".jsonl", ".closed.jsonl"
 _BAD_ENDS = {"crashed": "crashes", "killed": "kills", "failed": "failures"}  # event → field of a tally
 Event = dict[str, Any]
@@ -48,7 +49,7 @@ class Tally:
 
 
 class Ledger:
-    """The file of this process. A context manager; `closed` by its end, whatever ended it.
+    """The file of this process, and what it claims of the objects. A context manager; `closed` by its end, whatever ended it.
 
     Arguments: out: the output directory. opening: plain values of the first line; `shard` and `supervised` are read again.
     Raises: OSError if the disk refuses.
@@ -60,6 +61,7 @@ class Ledger:
         self.path = folder / f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}{_OPEN}"
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
         lock(self._file, ALONE, wait=True)  # waits for a reader that looks just now
+        self.claims = Claims(folder / _CLAIMS)
         self.write("open", host=host, pid=os.getpid(), **opening)
 
     def __enter__(self) -> Self:
@@ -69,6 +71,7 @@ class Ledger:
         """Say that every attempt without an end was dropped in order."""
         self.path.rename(self.path.with_name(self.path.name.removesuffix(_OPEN) + _CLOSED))
         os.close(self._file)
+        self.claims.close()
 
     def write(self, event: str, **values: Any) -> None:
         """One line, on the disk when this returns.

@@ -32,7 +32,7 @@ class UnmixingPlan:
     pixels: PixelPlan
     maps: MapPlan = MapPlan()
     fields: FieldPlan = FieldPlan()
-    rounds: int = 2
+    rounds: int = 4
     seed: int = 0
 
 

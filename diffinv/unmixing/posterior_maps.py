@@ -50,7 +50,7 @@ def posterior(
     start: ParameterMap,
     plan: FieldPlan = FieldPlan(),
     *,
-    rounds: int = 2,
+    rounds: int = 4,
 ) -> Posterior:
     """The Gaussian-field posterior about a smooth map.
 

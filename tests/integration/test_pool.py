@@ -104,10 +104,11 @@ def test_two_runs_on_one_output_warn_and_agree(tmp_path: Path, prior: Path) -> N
     source, out = write_objects(tmp_path / "in", "a", "b", "waits"), tmp_path / "out"
     first = start(source, out, prior, "--workers", "1")
     pid_of(out, "waits")
-    (out / "waits.pid").unlink()
     second = start(source, out, prior)
     try:
-        pid_of(out, "waits")
+        wait_for(lambda: living(out) == 2)
+        time.sleep(2.0)
+        assert second.poll() is None  # it has nothing else to do
         (out / "go").touch()
         ends = [finish(first), finish(second)]
     finally:
@@ -117,8 +118,31 @@ def test_two_runs_on_one_output_warn_and_agree(tmp_path: Path, prior: Path) -> N
     assert "another run is at work here" in ends[1][1] and "another run" not in ends[0][1]
     assert sample(source, tmp_path / "alone", prior) == 0
     assert data_parts(out) == data_parts(tmp_path / "alone")
-    assert events(out, "start").count("waits") == 2
+    assert sorted(events(out, "start")) == ["a", "b", "waits"]
     assert main(["status", str(out)]) == 0
+
+
+def test_what_a_killed_run_was_at_is_taken_over_by_the_one_beside_it(tmp_path: Path, prior: Path) -> None:
+    source, out = write_objects(tmp_path / "in", "a", "waits"), tmp_path / "out"
+    first = start(source, out, prior)
+    pid_of(out, "waits")
+    second = start(source, out, prior, "--workers", "1")
+    try:
+        wait_for(lambda: living(out) == 2)
+        (out / "go").touch()
+        first.kill()
+        code, lines = finish(second)
+    finally:
+        first.kill()
+        second.kill()
+    first.communicate()
+    assert code == 0, lines
+    assert set(data_parts(out)) == {"a", "waits"} and not reasons(out)
+
+
+def living(out: Path) -> int:
+    """Runs at work."""
+    return sum(journal.alive for journal in read_journals(out))
 
 
 def test_a_full_disk_ends_the_run_and_processes_that_cannot_start_are_one_line(tmp_path: Path, prior: Path) -> None:

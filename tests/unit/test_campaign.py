@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,20 +17,33 @@ OBJECTS, KILLS, WORKERS = 400, 44, 2
 
 
 class Ledger:
-    """Keeps nothing."""
+    """Keeps nothing, and claims all but what is elsewhere."""
+
+    def __init__(self, *elsewhere: str) -> None:
+        self.elsewhere, self.claims, self.own = set(elsewhere), self, set[str]()
+
+    def take(self, key: str) -> bool:
+        if key in self.elsewhere:
+            return False
+        assert key not in self.own
+        self.own.add(key)
+        return True
+
+    def drop(self, key: str) -> None:
+        self.own.remove(key)
 
     def write(self, event: str, **values: object) -> None:
         pass
 
 
-def small(out: Path, count: int) -> Campaign:
+def small(out: Path, count: int, *elsewhere: str) -> Campaign:
     """A campaign of objects whose products are never looked at."""
     nothing = lambda *arguments: None
     run = SimpleNamespace(
         out=out, plan=SimpleNamespace(pack=None), key=lambda e: f"{int(e.object_id):04x}", has=nothing, write_record=nothing
     )
     entries = [Entry(str(number), out / str(number)) for number in range(count)]
-    return Campaign(run, entries, Ledger(), [], max_failed=1.0)
+    return Campaign(run, entries, Ledger(*elsewhere), [], max_failed=1.0)
 
 
 def storm(campaign: Campaign, rng: np.random.Generator) -> None:
@@ -101,3 +115,39 @@ def test_objects_go_hand_in_hand_but_one_that_ended_badly_goes_alone(tmp_path: P
                 campaign.done(task)
     assert hands == ["0123", "4567", "5", "89", "2"]
     assert campaign.at_work == 0 and len(campaign.outcome.products) == 10 and not campaign.outcome.quarantined
+
+
+def test_what_another_run_is_at_is_left_to_it_and_looked_for_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    campaign, order = small(tmp_path, 6, "0001", "0004"), []
+    made: set[Path] = set()
+    campaign.run.has = lambda path: path in made
+
+    def other() -> None:
+        """Makes one of its two objects and dies at the other."""
+        campaign.ledger.elsewhere.clear()
+        made.update(path for path in paths if "1" in path.name.partition("-")[0])
+
+    paths = [task.path for task in map(campaign._task, [Entry(str(k), tmp_path / str(k)) for k in range(6)])]
+    while (task := campaign.next()) is not None:
+        if len(order) == 4 and not made:
+            other()
+        if campaign.begin(task):
+            order.append(task.entry.object_id)
+            campaign.done(task)
+    assert order == ["0", "2", "3", "5", "4"]
+    assert campaign.outcome.skipped == 1 and len(campaign.outcome.products) == 6
+    assert not campaign.ledger.own and campaign.at_work == 0
+
+
+def test_a_pool_that_is_busy_is_not_kept_waiting_for_another_run(tmp_path: Path) -> None:
+    campaign = small(tmp_path, 2, "0001")
+    first = campaign.next()
+    assert campaign.begin(first)
+    second = campaign.next()
+    assert not campaign.begin(second)
+    assert campaign.next() is not None  # looked for once,
+    campaign.at_work -= 1
+    campaign.elsewhere.append(second.entry)
+    began = time.monotonic()
+    assert campaign.next() is None and time.monotonic() - began < module.LOOK / 2  # and not again at once
