@@ -79,7 +79,7 @@ class Campaign:
         self.suspects: deque[Entry] = deque()  # whose processes died
         self.failing: set[str] = set()  # keys of those that raised, which wait for nobody
         self.elsewhere: deque[Entry] = deque()  # that another run is at
-        self.looked = -math.inf  # for what became of these
+        self.looked, self.told = -math.inf, False  # for what became of these
         self.outcome = Outcome()
         self.packing = None if run.plan.pack is None else Packing(run.packs, entries, run.plan.pack)
 
@@ -109,6 +109,9 @@ class Campaign:
             pause = self.looked + LOOK - time.monotonic()
             if self.at_work and pause > 0:
                 return False
+            if not self.at_work and not self.told:
+                self.told = True
+                print_error(f"what is left ({len(self.elsewhere)} of {self.total} objects) another run is at; waiting for it")
             time.sleep(max(0.0, pause))
             self.looked = time.monotonic()
             self.waiting, self.elsewhere = self.elsewhere, deque()
