@@ -239,7 +239,7 @@ def _sample_with(args: argparse.Namespace, loaded: Loaded[SampleConfig]) -> int:
     device = _device(config) if crew.site is None else config.device
     prior = _prior(config, own_device(device) if crew.alone else "cpu")
     calibration = None if args.calibration is None else load_calibration(args.calibration)
-    plan = make_plan(loaded, prior, crew, device, calibration=calibration, pack=args.pack)
+    plan = make_plan(loaded, prior, crew, calibration=calibration, pack=args.pack)
     run = Run(args.out, prior, plan, new_run=args.new_run)
     if args.dry_run:
         print_plan(run, entries, crew)

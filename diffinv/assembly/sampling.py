@@ -14,7 +14,6 @@ from diffinv.data.catalog import Entry
 from diffinv.data.layouts import InputOptions
 from diffinv.engine.calibration import Calibration
 from diffinv.engine.campaign import Outcome, run_campaign
-from diffinv.engine.devices import sharers
 from diffinv.engine.draws import Method
 from diffinv.engine.inspect import foresee_run
 from diffinv.engine.methods import Choice, build_method
@@ -47,9 +46,9 @@ def sampling_method(loaded: Loaded[SampleConfig], prior: Prior) -> Method:
 
 
 def make_plan(
-    loaded: Loaded[SampleConfig], prior: Prior, crew: Crew, device: str, *, calibration: Calibration | None, pack: int | None
+    loaded: Loaded[SampleConfig], prior: Prior, crew: Crew, *, calibration: Calibration | None, pack: int | None
 ) -> Plan:
-    """How every object is treated. device: where networks will be. calibration, pack: as of `Plan`."""
+    """How every object is treated. calibration, pack: as of `Plan`."""
     config = loaded.config
     return Plan(
         options=input_options(config),
@@ -63,7 +62,7 @@ def make_plan(
         identity=config.identity(),
         held_out=config.sampler.held_out,
         calibration=calibration,
-        processes=sharers(device, crew.processes),
+        processes=crew.processes,
         pack=pack,
         objects=config.sampler.objects,
     )

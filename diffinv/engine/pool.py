@@ -18,7 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import Entry
 from diffinv.engine.campaign import Campaign, Outcome, Task, look_around, open_ledger
-from diffinv.engine.devices import choose_device, own_device
+from diffinv.engine.devices import choose_device, own_device, sharers
 from diffinv.engine.progress import Progress
 from diffinv.engine.run import Plan, Run, print_error, suit
 from diffinv.engine.shards import Shard
@@ -58,9 +58,10 @@ class Recipe:
 
         Raises: DiffinvError as `choose_device`, `load_prior` and `Run`.
         """
-        device = own_device(choose_device(self.device, self.dtype), number, of)
+        chosen = choose_device(self.device, self.dtype)
+        device, plan = own_device(chosen, number, of), replace(self.plan, processes=sharers(chosen, self.plan.processes))
         prior = load_prior(self.prior, device=device, dtype=getattr(torch, self.dtype))
-        return Run(self.out, prior, self.plan, new_run=True)
+        return Run(self.out, prior, plan, new_run=True)
 
 
 def run_pool(
