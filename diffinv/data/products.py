@@ -6,7 +6,8 @@ pixel; ZEROPNT is the magnitude of one BUNIT where it is known (ZPNT1, ZPNT2, â€
 Object names are percent-encoded, so that no name can lead out of the output directory.
 A product may be as large as its samples: it is read whole if it has at most `MAX_PIXELS` pixels or as many as the file has
 bytes. One beyond `MAX_PIXELS` is written without compression, so that every product that was written can be read.
-Invariant: a pixel whose mean or standard deviation is not finite has NODATA set.
+Invariant: a pixel whose mean or standard deviation is not finite has NODATA set. FLAGS, in the primary header, names the bits
+that any pixel has, so that what is doubtful is found without reading an image.
 """
 
 from __future__ import annotations
@@ -199,10 +200,10 @@ def _parts(product: Product) -> list[Plane | Table]:
         raise DiffinvError(f"product {product.object_id!r}: samples are {product.samples.shape}, not {expected}.")
     cards = {**product.grid.image_cards(("BAND",)), **_band_cards(product.bands)}
     flux = {**cards, **_flux_cards(product)}
-    parts: list[Plane | Table] = [_primary(product)]
-    parts += [Plane("SCI", _single(product.mean), flux), Plane("ERR", _single(product.std), flux)]
     broken = ~(np.isfinite(product.mean) & np.isfinite(product.std))
     quality = np.where(broken, product.quality | Quality.NODATA, product.quality).astype(np.int32)
+    parts: list[Plane | Table] = [_primary(product, quality)]
+    parts += [Plane("SCI", _single(product.mean), flux), Plane("ERR", _single(product.std), flux)]
     parts.append(Plane("DQ", quality, {**cards, **{f"DQBIT{k}": bit.name for k, bit in enumerate(Quality)}}))
     for level, cube in sorted(product.quantiles.items()):
         if holds_quantile(level, product.provenance.draws):
@@ -237,13 +238,15 @@ def _exposure_parts(product: Product) -> list[Plane]:
     return parts
 
 
-def _primary(product: Product) -> Plane:
+def _primary(product: Product, quality: np.ndarray) -> Plane:
     cards: dict[str, Value] = {"OBJID": _encode(product.object_id)}
+    cards["FLAGS"] = ",".join(bit.name for bit in Quality if (quality & bit).any())
     for card, (name, _) in _PRIMARY.items():
         value = getattr(product.provenance, name)
         if not (isinstance(value, float) and not np.isfinite(value)):
             cards[card] = _ascii(value) if isinstance(value, str) else value
-    comments = {"OBJID": "percent-encoded", **{card: comment for card, (_, comment) in _PRIMARY.items()}}
+    comments = {"OBJID": "percent-encoded", "FLAGS": "bits of DQ in any pixel"}
+    comments |= {card: comment for card, (_, comment) in _PRIMARY.items()}
     dropped = [f"{p:g}" for p in sorted(product.quantiles) if not holds_quantile(p, product.provenance.draws)]
     notes = product.notes
     if dropped:

@@ -22,6 +22,7 @@ from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import encode_ecsv
 from diffinv.data.headers import Header, read_columns
 from diffinv.data.packs import Place, find_places
+from diffinv.data.products import Quality
 from diffinv.engine.manifest import QUARANTINE, Event, Journal, read_journals, record_hash
 
 
@@ -33,13 +34,21 @@ class Found:
     place: Place
     headers: Sequence[Header]
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the answer as a whole is in doubt: its χ² is too large, or a value is not finite."""
+        bits = str(self.headers[0].cards.get("FLAGS", "")).split(",")
+        return Quality.CHI2_BAD.name in bits or Quality.NODATA.name in bits
+
 
 @dataclass(frozen=True)
 class Status:
-    """Counts of objects, each in one of them. failed: tried, to be tried again. left: not yet tried. damaged: files that are no
-    whole products. running: living processes. rate: objects an hour of these, None if none has finished one."""
+    """Counts of objects, each in one of them. flagged: of those done, how many are `Found.doubtful`. failed: tried, to be tried
+    again. left: not yet tried. damaged: files that are no whole products. running: living processes. rate: objects an hour of
+    these, None if none has finished one."""
 
     done: int
+    flagged: int
     failed: int
     quarantined: int
     in_flight: int
@@ -69,7 +78,8 @@ def read_status(out: Path) -> Status:
     """
     journals, damaged = read_journals(out), []
     set_aside = _quarantined(out)
-    done = {found.object_id for found in find_products(out, damaged)} - set_aside
+    doubtful = {found.object_id: found.doubtful for found in find_products(out, damaged)}  # the newest of an object counts
+    done = doubtful.keys() - set_aside
     if not journals and not done and not damaged and not set_aside:
         raise InputError(f"{out}: no output of `diffinv sample`; give the directory of its --out.")
     listed = {str(name) for journal in journals for name in journal.opening.get("objects", ())}
@@ -78,6 +88,7 @@ def read_status(out: Path) -> Status:
     alive = [journal for journal in journals if journal.alive]
     return Status(
         done=len(done),
+        flagged=sum(doubtful[name] for name in done),
         failed=len(tried),
         quarantined=len(set_aside),
         in_flight=len(at_work),

@@ -8,6 +8,7 @@ import json
 import re
 import resource
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffinv.data.atomic import remove_parts, write_atomically
 from diffinv.data.products import Quality, read_product, safe_id
 from diffinv.engine import objects
 from diffinv.engine.manifest import read_journals
+from diffinv.engine.methods import SAMPLERS
 from diffinv.engine.run import Run, Subject
 from tests.crashes import last_call
 from tests.integration.test_bad_files import FAULTS
@@ -159,7 +161,9 @@ def test_hostile_names_of_bad_objects_stay_inside_the_output(tmp_path: Path, pri
     assert not any(set(safe_id(name)) & set("/\\\0\n ") for name in ["a\0b", "a\nb", *HOSTILE])
 
 
-def test_draws_that_are_not_finite_are_flagged(tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_that_are_not_finite_are_flagged(
+    tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out, real = write_objects(tmp_path / "in", "a"), tmp_path / "out", objects.smooth_to
 
     def diverged(*arguments: object):
@@ -168,13 +172,39 @@ def test_draws_that_are_not_finite_are_flagged(tmp_path: Path, prior: Path, monk
         return samples
 
     monkeypatch.setattr(objects, "smooth_to", diverged)
-    code = sample(source, out, prior)
-    if code == 4:
-        assert reasons(out)
-        return
+    assert sample(source, out, prior) == 0
     (product,) = map(read_product, out.glob("products/*/*.fits"))
     bad = ~(np.isfinite(product.mean) & np.isfinite(product.std))
     assert bad.any() and ((product.quality & Quality.NODATA) != 0)[bad].all()
+    assert flagged(out, capsys) == "1"
+
+
+# Steps towards the data as they should be; a hundred times too long, so that no draw is near them; so long that they overflow.
+@pytest.mark.parametrize(("longer", "code"), [(1.0, 0), (100.0, 0), (1e39, 4)])
+def test_a_sampler_that_diverges_is_flagged_in_product_and_status(
+    longer: float, code: int, tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_observation(source / "a.fits")
+    tuned = SAMPLERS["dps"]
+    monkeypatch.setitem(SAMPLERS, "dps", lambda card, steps: replace(tuned(card, steps), zeta=longer * tuned(card, steps).zeta))
+    chosen = ("--samples", "4", "--set", "sampler.steps=24", "--set", "sampler.name=dps")
+    assert main(["sample", str(source), "--out", str(out), "--prior", str(prior), *chosen]) == code
+    wrong = longer == 100
+    assert flagged(out, capsys) == str(int(wrong))
+    if code:
+        assert "draw 0 of image 0 is not finite" in reasons(out)["a"] and main(["status", str(out)]) == code
+        return
+    (product,) = map(read_product, out.glob("products/*/*.fits"))
+    assert bool((product.quality & Quality.CHI2_BAD).all()) == bool((product.quality & Quality.CHI2_BAD).any()) == wrong
+
+
+def flagged(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `diffinv status` counts as flagged."""
+    capsys.readouterr()
+    main(["status", str(out)])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("flagged")]
+    return line.split()[-1]
 
 
 def test_a_run_opens_no_connection(tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:

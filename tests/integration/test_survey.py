@@ -144,8 +144,9 @@ def test_status_counts_every_object_once(tmp_path: Path, prior: Path, capsys: py
         assert main(["status", str(out)]) == 3
         lines = capsys.readouterr().out.splitlines()
         found = dict(line.rsplit(maxsplit=1) for line in lines if not line.startswith("rate"))
-        expected = {"objects": 4, "done": 1, "failed": 0, "quarantined": 1, "in flight": 1, "left": 1, "damaged": 0, "running": 1}
-        assert found == {name: str(number) for name, number in expected.items()}
+        # Flagged: two iterations of the solver do not fit an image that a prior without knowledge explains badly.
+        expected = {"objects": 4, "done": 1, "flagged": 1, "failed": 0, "quarantined": 1, "in flight": 1, "left": 1}
+        assert found == {name: str(number) for name, number in {**expected, "damaged": 0, "running": 1}.items()}
         assert any(line.startswith("rate") for line in lines)
         (out / "go").touch()
         assert finish(process)[0] == 4
