@@ -153,10 +153,9 @@ def ours(problem: Problem) -> Found:
     """The Gaussian field about the sparse map: what `diffinv unmix` reports."""
     found, spent = problem.smooth()
     result = posterior(problem.model, problem.data, problem.shape, found, rounds=ROUNDS)
-    amplitude, own = result.amplitude, len(problem.mixture.names)
     if isinstance(problem.model, Shares):
-        amplitude, _ = problem.model.amplitudes(problem.data, result)
-    return Found(result.u[:, :own], result.std[:, :own], amplitude, spent)
+        result = problem.model.unblended(problem.data, result)
+    return Found(result.u, result.std, result.amplitude, spent)
 
 
 def sushi(problem: Problem) -> Found:

@@ -36,6 +36,7 @@ from diffinv.unmixing.mixture import Component, Mixture, SpectralData
 from diffinv.unmixing.pipeline import Unmixed, UnmixingPlan, unmix
 from diffinv.unmixing.pixels import NODATA, PixelPlan
 from diffinv.unmixing.posterior_maps import physical_moments, physical_quantile
+from diffinv.unmixing.shares import unmix_shares
 
 Say = Callable[[str], None]
 QUANTILES = {"Q05": 0.05, "Q95": 0.95}
@@ -55,7 +56,7 @@ def unmix_file(loaded: Loaded[s.UnmixConfig], path: Path, out: Path, say: Say) -
     plan = UnmixingPlan(
         PixelPlan(maps.starts), MapPlan(scales=maps.scales, kappas=maps.kappas), rounds=maps.rounds, seed=maps.seed
     )
-    found = unmix(mixture, data, cube.data.shape[1:], plan)
+    found = (unmix_shares if _shared(loaded, mixture) else unmix)(mixture, data, cube.data.shape[1:], plan)
     height, width = cube.data.shape[1:]
     say(f"{height} × {width} pixels, κ = {found.smooth.kappa:g}, {time.process_time() - start:.0f} CPU s.")
     product = out / f"{path.name.split('.')[0]}-maps.fits"
@@ -63,6 +64,15 @@ def unmix_file(loaded: Loaded[s.UnmixConfig], path: Path, out: Path, say: Say) -
     page = write_maps_report(product, _corners(config.maps.pixels, data, mixture, found, (height, width)))
     say(f"report: {page}")
     return product
+
+
+def _shared(loaded: Loaded[s.UnmixConfig], mixture: Mixture) -> bool:
+    """Whether ratios of amplitudes have maps: they are ratios of counts only where every component is normalised."""
+    wanted = loaded.config.maps.shares
+    fit = len(mixture.components) > 1 and all(isinstance(c.model, Emulator) for c in mixture.components)
+    if wanted and not fit:
+        raise ConfigError(f"{loaded.where('maps.shares')}: needs two components or more, all of them with emulate: true.")
+    return fit if wanted is None else wanted
 
 
 def _corners(

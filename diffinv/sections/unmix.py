@@ -111,13 +111,15 @@ class ComponentSection(Section):
 
 class MapsSection(Section):
     """scales: of the starlets. kappas: candidates for the strength of the sparse map, in standard errors. starts: along each
-    parameter's axis, in its box. rounds: of linearisation of the Gaussian field. pixels: (x, y), from 1, whose posteriors the
-    report plots; none means the brightest, the median one and the worst fitted."""
+    parameter's axis, in its box. rounds: of linearisation of the Gaussian field. shares: whether the ratios of amplitudes have
+    smooth maps as the parameters have; null: where there are several components, all of them emulators. pixels: (x, y), from 1,
+    whose posteriors the report plots; none means the brightest, the median one and the worst fitted."""
 
     scales: Annotated[int, Field(ge=1, le=8)] = 5
     kappas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
     starts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.17, 0.5, 0.83)
     rounds: Count = 4
+    shares: bool | None = None
     pixels: tuple[tuple[Count, Count], ...] = ()
     seed: Seed = 0
 

@@ -91,7 +91,13 @@ def unmix(mixture: Mixture, data: SpectralData, shape: tuple[int, int], plan: Un
 
     Arguments: data: H·W spectra, row by row. shape: (H, W).
     """
-    start = pooled_start(mixture, data, shape, pool_factor(data), plan.pixels)
+    return unmix_from(mixture, data, shape, pooled_start(mixture, data, shape, pool_factor(data), plan.pixels), plan)
+
+
+def unmix_from(
+    mixture: Mixture, data: SpectralData, shape: tuple[int, int], start: tuple[Tensor, Tensor], plan: UnmixingPlan
+) -> Unmixed:
+    """Posterior maps from a start, amplitude (N, C) and u (N, P)."""
     smooth = fit_map(mixture, data, shape, start, plan.maps)
     found = posterior(mixture, data, shape, smooth, plan.fields, rounds=plan.rounds)
     misfit = predictive_check(mixture, data, found, Rng.for_draws(plan.seed, range(len(data.y)), 1))

@@ -11,7 +11,7 @@ Invariant: amplitudes are positive, whatever ρ; parameters of the components co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from torch import Tensor
 from diffinv.core.checks import DiffinvError
 from diffinv.spectral.base import Grid, Parameter, SpectralModel
 from diffinv.unmixing.mixture import Component, Mixture, SpectralData
-from diffinv.unmixing.pipeline import pooled_start
+from diffinv.unmixing.pipeline import Unmixed, UnmixingPlan, pool_factor, pooled_start, unmix_from
 from diffinv.unmixing.pixels import PixelPlan, pool_index, quadratic
-from diffinv.unmixing.posterior_maps import Posterior
+from diffinv.unmixing.posterior_maps import Posterior, flags
 
 RATIOS = (0.01, 100.0)  # the box of A_c/A_1, on a logarithmic axis
 
@@ -101,6 +101,12 @@ class Shares(Mixture):
         rho = (blocks[:, 1:].clamp_min(1e-300) / blocks[:, :1].clamp_min(1e-300)).log().clamp(low, high)
         return amplitude.sum(1, keepdim=True), torch.cat([u, (rho - low) / (high - low)], 1)
 
+    def unblended(self, data: SpectralData, found: Posterior) -> Posterior:
+        """The posterior of the mixture within: its parameters and the amplitudes of its components."""
+        own = len(self.within.names)
+        mean, std = self.amplitudes(data, found)
+        return Posterior(found.u[:, :own], found.covariance[:, :own, :own], mean, std, found.field)
+
     def amplitudes(self, data: SpectralData, found: Posterior) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of A_c (N, C), to first order about the posterior's mean."""
         step = quadratic(self, data, found.amplitude, found.u)
@@ -108,3 +114,15 @@ class Shares(Mixture):
         gradient = found.amplitude[:, :, None] * bend - f[..., None] * step.slope
         variance = ((gradient @ found.covariance) * gradient).sum(2) + f**2 * step.covariance[:, 0]
         return found.amplitude * f, variance.clamp_min(0).sqrt()
+
+
+def unmix_shares(mixture: Mixture, data: SpectralData, shape: tuple[int, int], plan: UnmixingPlan) -> Unmixed:
+    """As `unmix`, with maps of the ratios: the posterior is of `mixture`; the sparse map and the field are of the blend.
+
+    Arguments: mixture: of components that are normalised to 1.
+    Raises: DiffinvError if there are fewer than two components.
+    """
+    model = Shares.of(mixture)
+    found = unmix_from(model, data, shape, model.start(data, shape, pool_factor(data), plan.pixels), plan)
+    posterior = model.unblended(data, found.posterior)
+    return replace(found, posterior=posterior, flags=flags(posterior.u, found.flags, found.misfit))

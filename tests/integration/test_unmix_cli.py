@@ -120,3 +120,46 @@ def test_a_parameter_that_is_fixed_but_unknown_names_the_place(tmp_path: Path, c
     (tmp_path / "run.yaml").write_text(CONFIG.replace("width: 300", "breadth: 300"))
     assert main(["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]) == 2
     assert "no parameter breadth" in capsys.readouterr().err
+
+
+TWO = """
+components:
+  - {name: hard, model: {kind: power_law}, box: {Gamma: [1.0, 1.6]}, emulate: true}
+  - {name: soft, model: {kind: power_law}, box: {Gamma: [3.4, 4.0]}, emulate: true}
+maps: {scales: 2, starts: [0.3, 0.7], rounds: 2, kappas: [1.0]}
+"""
+
+
+def cube_of_two(seed: int = 0) -> tuple[Cube, np.ndarray]:
+    """Counts of a hard and a soft power law, 800 together, their ratio rising across the map; and those of the hard one."""
+    edges = np.geomspace(1.0, 7.0, CHANNELS + 1)
+    share = np.broadcast_to(np.linspace(0.3, 0.7, SIDE), (SIDE, SIDE))
+    spectrum = lambda gamma: -np.diff(edges ** (1 - gamma)) / (edges[0] ** (1 - gamma) - edges[-1] ** (1 - gamma))
+    mean = 800 * (spectrum(1.3)[:, None, None] * share + spectrum(3.7)[:, None, None] * (1 - share))
+    data = np.random.default_rng(seed).poisson(mean).astype(float)
+    good = np.ones(data.shape, dtype=bool)
+    return Cube(data, None, good, edges[:-1], edges[1:], "keV", "counts", wcs=WCS), 800 * share
+
+
+@pytest.mark.parametrize("shares", [None, False])
+def test_components_that_are_emulated_have_maps_of_their_ratio(shares: bool | None, tmp_path: Path) -> None:
+    cube, hard = cube_of_two()
+    (tmp_path / "cube.fits").write_bytes(encode_cube(cube))
+    chosen = TWO if shares is None else TWO.replace("rounds: 2", "rounds: 2, shares: false")
+    (tmp_path / "run.yaml").write_text(chosen)
+    arguments = ["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    file = read_fits(tmp_path / "out" / "cube-maps.fits")
+    amplitude, std = file.named("AMP")[0], file.named("AMP_STD")[0]
+    assert amplitude.header["COMPNAME"] == "hard" and len(file.named("MEAN")) == 2
+    assert 0.5 < (np.abs(amplitude.data - hard) < std.data).mean() < 0.9
+    alone = 35.0  # σ of one pixel's amplitude with the spectra known, about
+    assert (np.median(std.data) < 0.8 * alone) == (shares is None)
+
+
+def test_ratios_of_what_is_not_normalised_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cube, _ = cube_of_a_line()
+    (tmp_path / "cube.fits").write_bytes(encode_cube(cube))
+    (tmp_path / "run.yaml").write_text(CONFIG.replace("{scales: 2", "{shares: true, scales: 2"))
+    assert main(["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]) == 2
+    assert "maps.shares: needs two components or more" in capsys.readouterr().err

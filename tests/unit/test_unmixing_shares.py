@@ -10,9 +10,10 @@ from diffinv.core.rng import Rng
 from diffinv.unmixing.fields import Field, FieldPlan
 from diffinv.unmixing.maps import MapPlan, fit_map_at
 from diffinv.unmixing.mixture import Mixture
+from diffinv.unmixing.pipeline import UnmixingPlan
 from diffinv.unmixing.pixels import PixelPlan, fit_pixels
 from diffinv.unmixing.posterior_maps import Posterior, posterior
-from diffinv.unmixing.shares import Shares
+from diffinv.unmixing.shares import Shares, unmix_shares
 from tests.unit.test_unmixing_fit import BOTH, CHANNELS, F64, HOT, counts, full
 
 SHARES = Shares.of(BOTH)
@@ -65,9 +66,22 @@ def test_maps_of_ratios_err_less_than_free_amplitudes() -> None:
     start = SHARES.start(data, (side, side), 3, pixels)
     smooth = fit_map_at(SHARES, data, (side, side), start, 1.0, MapPlan(scales=2, rounds=3, iterations=40))
     found = posterior(SHARES, data, (side, side), smooth, FieldPlan(values=256, tiles=2, iterations=10))
-    mean, _ = SHARES.amplitudes(data, found)
+    mean = SHARES.unblended(data, found).amplitude
     error = lambda amplitude: float((amplitude - truth).pow(2).mean().sqrt())
     assert error(mean[:, 1]) < error(fit_pixels(BOTH, data, pixels).amplitude[:, 1])
+
+
+def test_unmixing_with_shares_reports_the_parameters_of_the_components() -> None:
+    side = 8
+    u = torch.tensor([0.4, 0.6, 0.5, 0.5], dtype=F64).expand(side**2, 4)
+    data = counts(SHARES, full(500.0, side**2), u)
+    maps, field = MapPlan(scales=2, kappas=(1.0,)), FieldPlan(values=128, tiles=2, iterations=5)
+    found = unmix_shares(BOTH, data, (side, side), UnmixingPlan(PixelPlan((0.25, 0.75)), maps, field))
+    post = found.posterior
+    assert post.u.shape == (side**2, 3) and post.covariance.shape == (side**2, 3, 3)
+    assert post.amplitude.shape == post.amplitude_std.shape == (side**2, 2) and bool((found.flags == 0).all())
+    assert float(((post.u - u[:, :3]).abs() / post.std).mean()) < 2
+    assert float((post.amplitude.mean(0) - 250).abs().max()) < 25
 
 
 def test_one_component_has_no_shares() -> None:
