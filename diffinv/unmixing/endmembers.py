@@ -22,27 +22,39 @@ from diffinv.core.rng import Rng
 _STEPS = 5  # of the abundances a step of the endmembers
 
 
-def vertices(y: Tensor, count: int, rng: Rng) -> Tensor:
-    """Indices of the `count` spectra at the corners of the simplex of y (N, K), by vertex component analysis.
+def vertices(y: Tensor, count: int, rng: Rng, known: Tensor | None = None, *, tries: int = 20) -> Tensor:
+    """Indices of `count` spectra at corners of the simplex of y (N, K) beside those known, by vertex component analysis.
 
-    Spectra are projected onto their first `count` singular vectors and scaled onto the plane ⟨x, x̄⟩ = 1; each corner is the
-    extreme of a random direction orthogonal to those found. Exact where there is no noise and every endmember has a pure pixel.
+    Spectra are projected onto the first singular vectors, one a corner, and scaled onto the plane ⟨x, x̄⟩ = 1; each corner is the
+    extreme of a random direction orthogonal to those known and found; of several tries the one with the largest simplex. Exact
+    where there is no noise and every endmember has a pure pixel.
 
+    Arguments: known: (C, K) spectra of other corners, none by default. tries: sets of random directions.
     Raises: DiffinvError if there are fewer spectra, channels or dimensions than corners.
     """
-    basis = torch.linalg.svd(y.mT @ y)[0][:, :count]
+    whole = count if known is None else count + len(known)
+    basis = torch.linalg.svd(y.mT @ y)[0][:, :whole]
     x = y @ basis
-    if min(y.shape) < count or int(torch.linalg.matrix_rank(x)) < count:
-        raise DiffinvError(f"vertices: {tuple(y.shape)} spectra do not span {count} dimensions; ask for fewer endmembers.")
-    along = x @ x.mean(0)
+    if min(y.shape) < whole or int(torch.linalg.matrix_rank(x)) < whole:
+        raise DiffinvError(f"vertices: {tuple(y.shape)} spectra do not span {whole} dimensions; ask for fewer endmembers.")
+    centre = x.mean(0)
+    along = x @ centre
     seen = along > 1e-6 * along.mean()
     x = torch.where(seen[:, None], x / torch.where(seen, along, 1.0)[:, None], 0.0)
-    chosen: list[int] = []
-    for direction in rng.normal(x.new_empty(1, count, count))[0]:
-        known = x[chosen]
-        across = direction - known.mT @ (torch.linalg.pinv(known.mT) @ direction) if chosen else direction
+    given = x[:0] if known is None else (known @ basis) / (known @ basis @ centre)[:, None]
+    found = [_extremes(x, given, directions) for directions in rng.normal(x.new_empty(1, tries, whole, whole))[0]]
+    volume = [float(torch.linalg.det(torch.cat([given, x[chosen]])).abs()) for chosen in found]
+    return torch.tensor(found[max(range(tries), key=volume.__getitem__)])
+
+
+def _extremes(x: Tensor, given: Tensor, directions: Tensor) -> list[int]:
+    """One corner a direction beyond those given: the extreme along what of it is orthogonal to the corners before."""
+    corners, chosen = given, []
+    for direction in directions[len(given) :]:
+        across = direction - corners.mT @ (torch.linalg.pinv(corners.mT) @ direction) if len(corners) else direction
         chosen.append(int((x @ across).abs().argmax()))
-    return torch.tensor(chosen)
+        corners = torch.cat([corners, x[chosen[-1:]]])
+    return chosen
 
 
 def abundances(y: Tensor, endmembers: Tensor, *, add_up: bool = True, iterations: int = 2000, tol: float = 1e-9) -> Tensor:

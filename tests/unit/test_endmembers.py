@@ -37,6 +37,15 @@ def test_corners_are_those_of_the_mixture_and_not_of_the_brightness() -> None:
     assert sorted(vertices(lit, 4, Rng.for_draws(0, [0], 1)).tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_corners_beside_known_ones_are_the_others(seed: int) -> None:
+    y, _, e = scene(seed=seed)
+    known = 3.0 * e[[1, 3]]  # how bright they are does not count
+    assert sorted(vertices(y, 2, Rng.for_draws(seed, [0], 1), known).tolist()) == [0, 2]
+    with pytest.raises(DiffinvError, match="do not span 5 dimensions"):
+        vertices(y, 3, Rng.for_draws(seed, [0], 1), known)
+
+
 def test_more_corners_than_dimensions_are_refused() -> None:
     y, _, _ = scene()
     with pytest.raises(DiffinvError, match=r"\(300, 40\) spectra do not span 5 dimensions"):
