@@ -200,7 +200,7 @@ def _cubes(mixture: Mixture, data: SpectralData, found: Unmixed, shape: tuple[in
     white: list[Tensor] = []
     for rows in torch.arange(len(post.u)).split(8192):
         part = data.select(rows)
-        mean = mixture.mean(post.amplitude[rows].clamp_min(0), post.u[rows], part.background)
+        mean = mixture.mean(post.amplitude[rows].clamp_min(0), post.inside[rows], part.background)
         residual = (part.y - mean) * part.noise.precision(mean).d.sqrt()
         whole.append(mean)
         white.append(torch.where(part.good, residual, torch.nan))

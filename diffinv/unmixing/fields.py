@@ -4,15 +4,17 @@ One step of Fisher scoring from a smooth map gives Gaussian pseudo-data, ũ_i = 
 
     u_i = m + e_i^β L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(|i − i'|/ℓ_tq),   L_t lower triangular,
 
-is a prior for all parameters jointly (a linear model of coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂
-Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth maps are about pixel i (`roughness`): clumps and edges get wide priors, calm
-regions narrow ones, if the data want β > 0. An edge of one parameter is an edge of what is looked at, so that e is common to
-all; and it is no wider than an edge is seen, since beyond it the prior would be too wide and, its height being learnt from all
-pixels, at the edge too narrow. m, L, ℓ and β maximise the marginal likelihood of the pseudo-data (type II), summed over tiles
-as if these were independent: unbiased estimating equations at a cost linear in the pixels. The posterior of a block of pixels
-is exact given the pseudo-data in the block and in a margin about it, beyond which the data are screened by those within: linear
-in the pixels too; a map of one window is exact.
+with m ~ N(½, 1/12) for each parameter, as its box has it, is a prior for all parameters jointly (a linear model of
+coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂ Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth maps
+are about pixel i (`roughness`): clumps and edges get wide priors, calm regions narrow ones, if the data want β > 0. An edge of
+one parameter is an edge of what is looked at, so that e is common to all; and it is no wider than an edge is seen, since beyond
+it the prior would be too wide and, its height being learnt from all pixels, at the edge too narrow. L, ℓ and β maximise the
+marginal likelihood of the pseudo-data (type II), summed over tiles as if these were independent: unbiased estimating equations
+at a cost linear in the pixels. The posterior of a block of pixels is exact given the pseudo-data in the block and in a margin
+about it, beyond which the data are screened by those within: linear in the pixels too; a map of one window is exact.
 The width of this posterior covers because the prior's length and height are learnt from the data; that of a sparse map does not.
+m is not fixed but known from the data of all tiles, N(m̂, V_m), and u_i given m is linear in m: where a map is flat, or small,
+the width is that of its mean.
 Invariant: a pixel without data has the posterior that its surroundings give it, and the prior's far from them.
 
 References: Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006; Varin, Reid & Firth, *An overview of composite
@@ -32,6 +34,7 @@ from diffinv.unmixing.starlet import Starlet
 _LENGTHS = (8.0, 16.0)  # pixels, to start from
 _POWER = 0.5  # β to start from
 _FINE, _CALM = 2, 0.1  # of the roughness: starlet scales, least value
+_CENTRE, _BOX = 0.5, 1 / 12  # mean and variance of m
 _VAGUE = 1e-3  # information of a parameter's box, added to every pixel, so that F⁻¹ exists where there are no data
 
 
@@ -66,9 +69,8 @@ KERNELS = (exponential, matern)
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """mean: m (P,). roots: L_t (2, P, P), of `KERNELS`. lengths: ℓ (2, P) in pixels. power: β."""
+    """roots: L_t (2, P, P), of `KERNELS`. lengths: ℓ (2, P) in pixels. power: β."""
 
-    mean: Tensor
     roots: Tensor
     lengths: Tensor
     power: Tensor
@@ -79,7 +81,7 @@ class Field:
         first, second = (kernel(distance[..., None] / lengths) for kernel, lengths in zip(KERNELS, self.lengths, strict=True))
         weights = torch.cat([scale[..., None] * first, second], -1)
         products = torch.einsum("tpq,trq->tqpr", self.roots, self.roots).flatten(0, 1)
-        size = len(self.mean)
+        size = self.roots.shape[-1]
         blocks = (weights.flatten(0, 1) @ products.flatten(1)).reshape(*distance.shape, size, size)
         return blocks.transpose(1, 2).reshape(len(distance) * size, -1)
 
@@ -139,7 +141,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def fit_field(data: PseudoData, plan: FieldPlan = FieldPlan()) -> Field:
-    """Mean, heights, correlations and lengths of greatest (composite) marginal likelihood."""
+    """Heights, correlations and lengths of greatest (composite) marginal likelihood."""
     side = max(1, math.isqrt(plan.values // data.value.shape[1]))
     windows = [data.window(rows, columns) for rows, columns in _tiles(data.shape, side, plan.tiles)]
     parts = [(data.value[i].flatten(), _distance(places, places), data.rough[i], noise) for i, places, noise in windows]
@@ -159,8 +161,14 @@ def fit_field(data: PseudoData, plan: FieldPlan = FieldPlan()) -> Field:
 
 
 def log_evidence(field: Field, value: Tensor, distance: Tensor, rough: Tensor, noise: Tensor) -> Tensor:
-    """log N(ũ; m, K + V) of one tile, pixels' parameters together."""
-    return _LogNormal.apply(value - field.mean.repeat(len(distance)), field.covariance(distance, rough, rough) + noise)
+    """log N(ũ; ½, K + V + H Hᵀ/12) of one tile, pixels' parameters together, H of `_common`."""
+    common = _common(len(distance), field)
+    return _LogNormal.apply(value - _CENTRE, field.covariance(distance, rough, rough) + noise + _BOX * common @ common.mT)
+
+
+def _common(pixels: int, field: Field) -> Tensor:
+    """H (n·P, P): what a unit of m adds to the values of pixels."""
+    return torch.eye(field.roots.shape[-1]).to(field.roots).repeat(pixels, 1)
 
 
 class _LogNormal(torch.autograd.Function):
@@ -189,7 +197,7 @@ def _tiles(shape: tuple[int, int], side: int, most: int) -> list[tuple[slice, sl
 
 
 def _initial(data: PseudoData) -> Tensor:
-    """Packed parameters to start from: weighted mean, half of the spread of the good data to each term, ℓ of 8 and 16 pixels."""
+    """Packed parameters to start from: half of the spread of the good data to each term, ℓ of 8 and 16 pixels."""
     size = data.value.shape[1]
     precision = 1 / data.covariance.diagonal(dim1=1, dim2=2)
     mean = (precision * data.value).sum(0) / precision.sum(0)
@@ -197,34 +205,52 @@ def _initial(data: PseudoData) -> Tensor:
     lower = torch.diag(0.5 * (excess.clamp_min(1e-4) / 2).log())
     rows, columns = torch.tril_indices(size, size)
     lengths = [torch.full((size,), math.log(value)).to(mean) for value in _LENGTHS]
-    return torch.cat([mean, *[lower[rows, columns]] * len(KERNELS), *lengths, torch.full((1,), _POWER).to(mean)])
+    return torch.cat([*[lower[rows, columns]] * len(KERNELS), *lengths, torch.full((1,), _POWER).to(mean)])
 
 
 def _unpack(theta: Tensor, size: int) -> Field:
     terms, entries = len(KERNELS), size * (size + 1) // 2
-    mean, lower, length, power = theta.split([size, terms * entries, terms * size, 1])
+    lower, length, power = theta.split([terms * entries, terms * size, 1])
     rows, columns = torch.tril_indices(size, size)
     roots = []
     for packed in lower.split(entries):
         root = theta.new_zeros(size, size).index_put((rows, columns), packed)
         roots.append(root.tril(-1) + torch.diag(root.diagonal().exp()))
-    return Field(mean, torch.stack(roots), length.exp().reshape(terms, size), power)
+    return Field(torch.stack(roots), length.exp().reshape(terms, size), power)
 
 
 def field_posterior(data: PseudoData, field: Field, plan: FieldPlan = FieldPlan()) -> FieldPosterior:
     """Posterior mean and covariance of every pixel's parameters."""
-    size = data.value.shape[1]
+    size, common = data.value.shape[1], mean_of(data, field, plan)
     mean, covariance = torch.empty_like(data.value), torch.empty_like(data.covariance)
     for rows in range(0, data.shape[0], plan.block):
         for columns in range(0, data.shape[1], plan.block):
-            index, part, spread = _window_posterior(data, field, plan, rows, columns)
+            index, part, spread = _window_posterior(data, field, common, plan, rows, columns)
             mean[index] = part.reshape(-1, size)
             covariance[index] = spread
     return FieldPosterior(mean, covariance)
 
 
-def _window_posterior(data: PseudoData, field: Field, plan: FieldPlan, top: int, left: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixel numbers, mean (n·P,) and covariance (n, P, P) of one block, given the window about it."""
+def mean_of(data: PseudoData, field: Field, plan: FieldPlan = FieldPlan()) -> tuple[Tensor, Tensor]:
+    """m̂ (P,) and V_m (P, P), given the data of all tiles, taken as independent: V_m⁻¹ = 12 + Σ Hᵀ S⁻¹ H, S = K + V."""
+    size = data.value.shape[1]
+    precision = torch.eye(size).to(data.value) / _BOX
+    shift = precision.new_full((size,), _CENTRE / _BOX)
+    side = max(1, math.isqrt(plan.values // size))
+    for rows, columns in _tiles(data.shape, side, math.prod(data.shape)):
+        index, places, noise = data.window(rows, columns)
+        rough, common = data.rough[index], _common(len(index), field)
+        root = torch.linalg.cholesky(field.covariance(_distance(places, places), rough, rough) + noise)
+        solved = torch.cholesky_solve(common, root)
+        precision, shift = precision + common.mT @ solved, shift + solved.mT @ data.value[index].flatten()
+    covariance = torch.linalg.inv(precision)
+    return covariance @ shift, (covariance + covariance.mT) / 2
+
+
+def _window_posterior(
+    data: PseudoData, field: Field, common: tuple[Tensor, Tensor], plan: FieldPlan, top: int, left: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel numbers, mean (n·P,) and covariance (n, P, P) of one block, given the window about it and m̂, V_m."""
     size = data.value.shape[1]
     around = [slice(max(0, start - plan.margin), start + plan.block + plan.margin) for start in (top, left)]
     index, places, noise = data.window(*around)
@@ -233,9 +259,13 @@ def _window_posterior(data: PseudoData, field: Field, plan: FieldPlan, top: int,
     root = torch.linalg.cholesky(field.covariance(_distance(places, places), rough, rough) + noise)
     cross = field.covariance(_distance(places, targets), rough, wanted)
     white = torch.linalg.solve_triangular(root, cross, upper=False)
-    residual = (data.value[index] - field.mean).flatten()
+    middle, unsure = common
+    residual = (data.value[index] - middle).flatten()
     gain = torch.linalg.solve_triangular(root, residual[:, None], upper=False)
-    mean = (white.mT @ gain)[:, 0] + field.mean.repeat(len(inner))
+    mean = (white.mT @ gain)[:, 0] + middle.repeat(len(inner))
     pieces = white.reshape(len(white), len(inner), size)
     spread = field.variance(wanted) - torch.einsum("wnp,wnq->npq", pieces, pieces)
+    lent = white.mT @ torch.linalg.solve_triangular(root, _common(len(index), field), upper=False)
+    by_mean = (_common(len(inner), field) - lent).reshape(len(inner), size, size)
+    spread = spread + by_mean @ unsure @ by_mean.mT
     return inner, mean, spread

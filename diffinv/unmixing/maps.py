@@ -10,7 +10,8 @@ whose steps follow F. The coarse scale is free.
 
     (ũ − û)ᵀ F (ũ − û) − n + 2 tr ∂û/∂ũ,   ũ = u + F⁻¹ s ~ N(u_true, F⁻¹).
 
-Invariant: κ = 0 gives the maximum-likelihood fit of each pixel; pixels without information take the values of their surroundings.
+Invariant: u stays in the box of the models; κ = 0 gives the maximum-likelihood fit of each pixel there; pixels without
+information take the values of their surroundings.
 
 References: Chambolle & Pock, *A first-order primal-dual algorithm*, 2011; Stein 1981; Ramani, Blu & Unser 2008.
 """
@@ -142,15 +143,16 @@ def fit_map_at(
         objective = partial(_objective, mixture, data, split, weights)
         before, moved, length = objective(amplitude, u), found[0] - u, 1.0
         while length > 0.05:
-            tried = u + length * moved
-            new = (amplitude + step.step - (step.slope @ (length * moved)[..., None])[..., 0]).clamp_min(0)
+            tried = (u + length * moved).clamp(0, 1)
+            new = (amplitude + step.step - (step.slope @ (tried - u)[..., None])[..., 0]).clamp_min(0)
             if objective(new, tried) <= before:
                 break
             length /= 2
         else:
             break
+        moved = tried - u
         amplitude, u = new, tried
-        size = (length * moved)[:, None] @ step.fisher @ (length * moved)[..., None]
+        size = moved[:, None] @ step.fisher @ moved[..., None]
         if float(size.mean() / u.shape[1]) < plan.tol**2:
             break
     return ParameterMap(amplitude, u, kappa, ())

@@ -9,6 +9,7 @@ Invariant: row i of every result depends on row i of the arguments alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -114,6 +115,9 @@ class Mixture:
         if len({c.name for c in self.components}) < len(self.components):
             raise DiffinvError("Mixture: two components have one name; give each its own.")
         first = {name: name for name in known}
+        twice = [name for name, count in Counter(n for group in self.links for n in set(group)).items() if count > 1]
+        if twice:
+            raise DiffinvError(f"links: {', '.join(twice)} in more than one group; join the groups.")
         for group in self.links:
             unknown = [name for name in group if name not in known]
             if unknown:

@@ -102,4 +102,4 @@ def unmix_from(
     found = posterior(mixture, data, shape, smooth, plan.fields, rounds=plan.rounds)
     misfit = predictive_check(mixture, data, found, Rng.for_draws(plan.seed, range(len(data.y)), 1))
     given = torch.where(data.good.any(1), 0, NODATA)
-    return Unmixed(smooth, found, misfit, flags(found.u, given, misfit))
+    return Unmixed(smooth, found, misfit, flags(found, given, misfit))

@@ -22,6 +22,7 @@ from torch import Tensor
 from diffinv.core.batched import Batched, collate
 from diffinv.core.checks import DiffinvError
 from diffinv.noise.gaussian import Gaussian
+from diffinv.noise.poisson import Poisson
 from diffinv.unmixing.mixture import Mixture, SpectralData
 
 NODATA, EXTRAPOLATED, UNCONVERGED, CHI2_BAD = 1, 2, 4, 8
@@ -101,7 +102,9 @@ def _regular(fisher: Tensor) -> Tensor:
 
 
 def start_amplitude(data: SpectralData, shapes: Tensor, *, iterations: int = 4) -> Tensor:
-    """Non-negative amplitudes (N, C) of given spectra, by multiplicative updates A ← A · ⟨S, y/v⟩₊/⟨S, μ/v⟩, v = Var[y].
+    """Non-negative amplitudes (N, C) of given spectra: from equal shares of the data's sum by multiplicative updates,
+
+        A ← A · ⟨S, y/v⟩₊/⟨S, μ/v⟩,   v = Var[y].
 
     A start for what follows; for counts these are the EM steps of maximum likelihood.
 
@@ -109,15 +112,20 @@ def start_amplitude(data: SpectralData, shapes: Tensor, *, iterations: int = 4) 
     """
     y = torch.where(data.good, data.y - data.background, 0.0)
     mask = data.good.to(y.dtype)
-    seen = (shapes.sum(1) * mask).sum(1)
-    level = torch.where(seen > 0, y.sum(1).clamp_min(0.5) / torch.where(seen > 0, seen, 1.0), 0.0)
-    amplitude = level[:, None].expand(-1, shapes.shape[1]).clone()
+    seen = (shapes * mask[:, None]).sum(2)
+    variance = 1 / data.noise.precision(torch.where(data.good, data.y, 1.0)).d
+    least = 0.5 * torch.where(data.good, variance, 0.0).sum(1, keepdim=True).sqrt()
+    if isinstance(data.noise, Poisson):
+        least = least.clamp_min(0.5)
+    share = torch.maximum(y.sum(1, keepdim=True), least) / shapes.shape[1]
+    level = torch.where(seen > 0, share / torch.where(seen > 0, seen, 1.0), 0.0)
+    amplitude = level.clone()
     for _ in range(iterations if shapes.shape[1] > 1 else 1):
         model = (amplitude[:, None] @ shapes)[:, 0]
         weight = data.noise.precision(data.background + model).d
         wanted = (shapes @ (weight * y)[..., None])[..., 0].clamp_min(0)
         amplitude = amplitude * wanted / (shapes @ (weight * model)[..., None])[..., 0].clamp_min(1e-300)
-    return torch.maximum(amplitude, 1e-3 * level[:, None])
+    return torch.maximum(amplitude, 1e-3 * level)
 
 
 def fit_pixels(mixture: Mixture, data: SpectralData, plan: PixelPlan = PixelPlan()) -> PixelFit:

@@ -1,7 +1,8 @@
 """From a smooth map to posterior maps: mean, standard deviation and quantiles of each parameter and amplitude, and a check.
 
 A pixel's parameters are Gaussian in u (see `fields`); moments of what is monotone in u are taken by Gauss–Hermite quadrature
-and quantiles by the transform itself. Amplitudes follow u linearly: A | u ~ N(A(u), C), see `pixels.Quadratic`.
+and quantiles by the transform itself. Amplitudes follow u linearly: A | u ~ N(A(u), C), see `pixels.Quadratic`. Data are taken to
+second order within the box of the models, at its nearest point where the mean has left it, and so are the fitted spectra.
 The posterior predictive check compares the likelihood of the data with that of data drawn at parameters drawn from the posterior.
 Invariant: nothing is clipped; a parameter whose mean lies outside its box keeps its value and gets the flag EXTRAPOLATED.
 """
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from diffinv.core.rng import Rng
+from diffinv.noise.poisson import Poisson
 from diffinv.unmixing.fields import Field, FieldPlan, FieldPosterior, PseudoData, field_posterior, fit_field, roughness
 from diffinv.unmixing.maps import ParameterMap
 from diffinv.unmixing.mixture import Coordinates, Mixture, SpectralData
-from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, Quadratic, quadratic
+from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, UNCONVERGED, Quadratic, quadratic
 
+_STILL = 0.5  # σ, a step in the last round that is still called convergence
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
 
@@ -28,7 +31,8 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 class Posterior:
     """The posterior of all pixels.
 
-    u: (N, P) and its covariance (N, P, P). amplitude: mean (N, C) and std (N, C). field: what was learnt of the maps.
+    u: (N, P) and its covariance (N, P, P). amplitude: mean (N, C) and std (N, C). field: what was learnt of the maps. moved: (N,)
+    the largest step of a parameter in the last round, in its σ.
     """
 
     u: Tensor
@@ -36,6 +40,12 @@ class Posterior:
     amplitude: Tensor
     amplitude_std: Tensor
     field: Field
+    moved: Tensor
+
+    @property
+    def inside(self) -> Tensor:
+        """u, or where it has left the box the nearest point of it: (N, P)."""
+        return self.u.clamp(0, 1)
 
     @property
     def std(self) -> Tensor:
@@ -57,15 +67,29 @@ def posterior(
     Arguments: rounds: of linearisation; the first about `start`, the next about the posterior mean of the one before.
     """
     amplitude, u = start.amplitude, start.u
-    field, rough = None, roughness(start.u, shape)
+    field, rough, least = None, roughness(start.u, shape), _least(mixture, data, start.u)
     for _ in range(rounds):
+        amplitude, u, before = torch.maximum(amplitude, least), u.clamp(0, 1), u
         step = quadratic(mixture, data, amplitude, u)
         pseudo = PseudoData.of(u, step.score, step.fisher, rough, shape)
         field = fit_field(pseudo, plan) if field is None else field
         found = field_posterior(pseudo, field, plan)
         mean, std = _amplitudes(step, found, amplitude, u)
-        amplitude, u = mean.clamp_min(0), found.mean
-    return Posterior(found.mean, found.covariance, mean, std, field)
+        amplitude, u = mean, found.mean
+    width = found.covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
+    return Posterior(found.mean, found.covariance, mean, std, field, ((found.mean - before).abs() / width).amax(1))
+
+
+def _least(mixture: Mixture, data: SpectralData, u: Tensor) -> Tensor:
+    """Amplitudes at which data are taken to second order at least, (N, C): 0, or for photons one count together.
+
+    About less, a Gaussian in A is no picture of what few or no counts say; about one count without any, it is 0 ± 1.
+    """
+    if not isinstance(data.noise, Poisson):
+        return u.new_zeros(len(u), len(mixture.components))
+    parts = zip(u.clamp(0, 1).split(8192), data.good.to(u.dtype).split(8192), strict=True)
+    seen = torch.cat([(torch.stack(mixture.shapes(some), 1) * good[:, None]).sum(2) for some, good in parts])
+    return 1 / (seen.shape[1] * seen.clamp_min(1e-300))
 
 
 def _amplitudes(step: Quadratic, found: FieldPosterior, amplitude: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,10 +111,12 @@ def physical_quantile(coordinates: Coordinates, mean: Tensor, std: Tensor, level
     return coordinates.physical(mean + NormalDist().inv_cdf(level) * std)
 
 
-def flags(u: Tensor, given: Tensor, misfit: Tensor) -> Tensor:
-    """(N,) bits: NODATA as `given`, EXTRAPOLATED where the mean has left the box, CHI2_BAD where the check finds |z| > 5."""
-    outside = ((u < 0) | (u > 1)).any(1)
-    return (given & NODATA) | torch.where(outside, EXTRAPOLATED, 0) | torch.where(misfit.abs() > 5, CHI2_BAD, 0)
+def flags(found: Posterior, given: Tensor, misfit: Tensor) -> Tensor:
+    """(N,) bits: NODATA as `given`, EXTRAPOLATED where the mean has left the box, UNCONVERGED where the last round moved it by
+    more than σ/2, CHI2_BAD where the check finds |z| > 5."""
+    outside = (found.u != found.inside).any(1)
+    bits = (given & NODATA) | torch.where(outside, EXTRAPOLATED, 0) | torch.where(found.moved > _STILL, UNCONVERGED, 0)
+    return bits | torch.where(misfit.abs() > 5, CHI2_BAD, 0)
 
 
 def predictive_check(mixture: Mixture, data: SpectralData, found: Posterior, rng: Rng, *, draws: int = 32) -> Tensor:
@@ -99,13 +125,22 @@ def predictive_check(mixture: Mixture, data: SpectralData, found: Posterior, rng
 
     Arguments: rng: one stream a pixel.
     """
-    root = torch.linalg.cholesky(found.covariance + 1e-12 * torch.eye(found.u.shape[1]).to(found.u))
+    least = _least(mixture, data, found.u)
+    step = quadratic(mixture, data, torch.maximum(found.amplitude, least), found.inside)
+    root, own = _root(found.covariance), _root(step.covariance)
     real, replicas = 0.0, []
     for _ in range(draws):
-        u = found.u + (root @ rng.normal(found.u)[..., None])[..., 0]
-        amplitude = (found.amplitude + found.amplitude_std * rng.normal(found.amplitude)).clamp_min(0)
-        mean = mixture.mean(amplitude, u.clamp(0, 1), data.background)
+        u = (found.u + (root @ rng.normal(found.u)[..., None])[..., 0]).clamp(0, 1)
+        amplitude = found.amplitude - (step.slope @ (u - found.inside)[..., None])[..., 0]
+        amplitude = torch.maximum(amplitude + (own @ rng.normal(amplitude)[..., None])[..., 0], least)
+        mean = mixture.mean(amplitude, u, data.background)
         real = real - 2 * data.noise.log_prob(data.y, mean) / draws
         replicas.append(-2 * data.noise.log_prob(data.noise.sample(mean, rng), mean))
     expected = torch.stack(replicas)
     return (real - expected.mean(0)) / expected.std(0).clamp_min(1e-12)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """A Cholesky factor of (N, D, D), also where rounding has made it singular."""
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    return torch.linalg.cholesky(covariance + 1e-10 * trace.clamp_min(1e-300) * torch.eye(covariance.shape[1]).to(covariance))

@@ -105,12 +105,12 @@ class Shares(Mixture):
         """The posterior of the mixture within: its parameters and the amplitudes of its components."""
         own = len(self.within.names)
         mean, std = self.amplitudes(data, found)
-        return Posterior(found.u[:, :own], found.covariance[:, :own, :own], mean, std, found.field)
+        return Posterior(found.u[:, :own], found.covariance[:, :own, :own], mean, std, found.field, found.moved)
 
     def amplitudes(self, data: SpectralData, found: Posterior) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of A_c (N, C), to first order about the posterior's mean."""
-        step = quadratic(self, data, found.amplitude, found.u)
-        f, bend = self.fractions(found.u)
+        step = quadratic(self, data, found.amplitude, found.inside)
+        f, bend = self.fractions(found.inside)
         gradient = found.amplitude[:, :, None] * bend - f[..., None] * step.slope
         variance = ((gradient @ found.covariance) * gradient).sum(2) + f**2 * step.covariance[:, 0]
         return found.amplitude * f, variance.clamp_min(0).sqrt()
@@ -125,4 +125,4 @@ def unmix_shares(mixture: Mixture, data: SpectralData, shape: tuple[int, int], p
     model = Shares.of(mixture)
     found = unmix_from(model, data, shape, model.start(data, shape, pool_factor(data), plan.pixels), plan)
     posterior = model.unblended(data, found.posterior)
-    return replace(found, posterior=posterior, flags=flags(posterior.u, found.flags, found.misfit))
+    return replace(found, posterior=posterior, flags=flags(posterior, found.flags, found.misfit))

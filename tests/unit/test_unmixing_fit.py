@@ -26,6 +26,7 @@ from diffinv.unmixing.pixels import (
     normal_equations,
     pooled,
     quadratic,
+    start_amplitude,
 )
 from diffinv.unmixing.starlet import Starlet, mirror, torus
 
@@ -117,6 +118,21 @@ def test_linearisation_is_the_derivative_and_links_make_one_column() -> None:
 def test_a_link_of_different_boxes_is_refused() -> None:
     with pytest.raises(DiffinvError, match=r"hot.T and cold.Gamma differ"):
         replace(BOTH, links=(("hot.T", "cold.Gamma"),))
+
+
+def test_a_parameter_in_two_groups_is_refused() -> None:
+    three = Mixture((*BOTH.components, Component("third", SLOPE), Component("fourth", SLOPE)))
+    with pytest.raises(DiffinvError, match="links: third.Gamma in more than one group; join the groups"):
+        replace(three, links=(("cold.Gamma", "third.Gamma"), ("third.Gamma", "fourth.Gamma")))
+
+
+def test_starting_amplitudes_are_equal_shares_of_the_counts_whatever_the_unit() -> None:
+    amplitude, u = full(500.0, 20, 2), torch.full((20, 3), 0.5, dtype=F64)
+    data, shapes = counts(BOTH, amplitude, u), torch.stack(BOTH.shapes(u), 1)
+    unit = torch.tensor([1e6, 1.0], dtype=F64)
+    one, other = (start_amplitude(data, s) for s in (shapes, shapes * unit[:, None]))
+    torch.testing.assert_close(other * unit, one)
+    assert float((one / one.sum(1, keepdim=True)).min()) > 0.2
 
 
 def test_score_has_mean_zero_and_the_variance_of_fisher() -> None:
