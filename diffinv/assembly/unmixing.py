@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffinv import __version__
 from diffinv.config import Loaded
-from diffinv.core.checks import ConfigError, DiffinvError
+from diffinv.core.checks import ConfigError, DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
 from diffinv.data.cube_data import pixels_of
 from diffinv.data.cube_input import CubeOptions, open_cube
@@ -27,6 +27,7 @@ from diffinv.spectral.combine import Fixed, Product, UserModel
 from diffinv.spectral.continuum import Bremsstrahlung, PowerLaw
 from diffinv.spectral.lines import GaussianLines, Thermal
 from diffinv.spectral.response import Folded, Response
+from diffinv.spectral.table import TableModel
 from diffinv.unmixing.boxed import Boxed
 from diffinv.unmixing.corners import Corner, corner
 from diffinv.unmixing.emulator import Emulator, emulator_errors, train_emulator
@@ -40,30 +41,56 @@ from diffinv.unmixing.shares import unmix_shares
 
 Say = Callable[[str], None]
 QUANTILES = {"Q05": 0.05, "Q95": 0.95}
+_SUFFIXES = (".fits", ".fit", ".fts", ".gz", ".mat", ".npz")
 
 
 def unmix_file(loaded: Loaded[s.UnmixConfig], path: Path, out: Path, say: Say) -> Path:
     """Read, fit and write: the path of the product, OUT/NAME-maps.fits.
 
-    Raises: ConfigError or InputError, in one line, for what does not fit together.
+    Raises: ConfigError or InputError, in one line, for what does not fit together; DiffinvError if the fit breaks down.
     """
-    config = loaded.config
+    config, name = loaded.config, _stem(path)
     cube, response = open_cube(path, _options(config.cube))
-    data = pixels_of(cube, torch.full((1, len(cube.data)), config.cube.background, dtype=torch.float64))
-    mixture = _mixture(loaded, cube, response, out, say)
+    _check_pixels(loaded, cube.data.shape[1:])
+    try:
+        data = pixels_of(cube, torch.full((1, len(cube.data)), config.cube.background, dtype=torch.float64))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    mixture = _mixture(loaded, cube, response, out / name, say)
     start = time.process_time()
     maps = config.maps
     plan = UnmixingPlan(
         PixelPlan(maps.starts), MapPlan(scales=maps.scales, kappas=maps.kappas), rounds=maps.rounds, seed=maps.seed
     )
-    found = (unmix_shares if _shared(loaded, mixture) else unmix)(mixture, data, cube.data.shape[1:], plan)
+    try:
+        found = (unmix_shares if _shared(loaded, mixture) else unmix)(mixture, data, cube.data.shape[1:], plan)
+    except torch.linalg.LinAlgError as error:
+        raise DiffinvError(f"{path}: the fit broke down ({error}); narrow the boxes, fix a parameter, or emulate.") from error
     height, width = cube.data.shape[1:]
-    say(f"{height} × {width} pixels, κ = {found.smooth.kappa:g}, {time.process_time() - start:.0f} CPU s.")
-    product = out / f"{path.name.split('.')[0]}-maps.fits"
-    write_atomically(product, _encode(config, cube, data, mixture, found))
+    empty = int(cube.empty.sum())
+    say(f"{height} × {width} pixels, {empty} of them empty, κ = {found.smooth.kappa:g}, {time.process_time() - start:.0f} CPU s.")
+    product = out / f"{name}-maps.fits"
+    write_atomically(product, _encode(config, cube, data, mixture, found, folded=response is not None))
     page = write_maps_report(product, _corners(config.maps.pixels, data, mixture, found, (height, width)))
     say(f"report: {page}")
     return product
+
+
+def _stem(path: Path) -> str:
+    """A file's name without what says its format: `a.b.fits.gz` → `a.b`."""
+    name = path.name
+    while Path(name).suffix.lower() in _SUFFIXES:
+        name = Path(name).stem
+    return name
+
+
+def _check_pixels(loaded: Loaded[s.UnmixConfig], shape: tuple[int, int]) -> None:
+    """Raises: ConfigError if a pixel that the report is to show lies outside of the map."""
+    outside = [f"({x}, {y})" for x, y in loaded.config.maps.pixels if not (1 <= x <= shape[1] and 1 <= y <= shape[0])]
+    if outside:
+        raise ConfigError(
+            f"{loaded.where('maps.pixels')}: {', '.join(outside)} outside of {shape[1]} × {shape[0]} pixels; (x, y) count from 1."
+        )
 
 
 def _shared(loaded: Loaded[s.UnmixConfig], mixture: Mixture) -> bool:
@@ -78,13 +105,7 @@ def _shared(loaded: Loaded[s.UnmixConfig], mixture: Mixture) -> bool:
 def _corners(
     wanted: tuple[tuple[int, int], ...], data: SpectralData, mixture: Mixture, found: Unmixed, shape: tuple[int, int]
 ) -> list[tuple[str, Corner]]:
-    """Corner plots of the pixels asked for, (x, y) from 1, or of the brightest, the median and the worst fitted.
-
-    Raises: ConfigError if a pixel lies outside of the map.
-    """
-    outside = [f"({x}, {y})" for x, y in wanted if not (1 <= x <= shape[1] and 1 <= y <= shape[0])]
-    if outside:
-        raise ConfigError(f"maps.pixels: {', '.join(outside)} outside of {shape[1]} × {shape[0]} pixels; (x, y) count from 1.")
+    """Corner plots of the pixels asked for, (x, y) from 1, or of the brightest, the median and the worst fitted."""
     chosen = [("", (y - 1) * shape[1] + x - 1) for x, y in wanted]
     seen = data.good.any(1).nonzero()[:, 0]
     if not chosen and len(seen) and mixture.names:
@@ -98,33 +119,41 @@ def _corners(
 
 
 def _options(section: s.CubeSection) -> CubeOptions:
-    return CubeOptions(
-        **{name: getattr(section, name) for name in type(section).model_fields if name not in ("exposure", "background")}
-    )
+    own = set(type(section).model_fields) - {"exposure", "background"}
+    return CubeOptions(**{name: value for name in own if (value := getattr(section, name)) is not None})
 
 
-def _mixture(loaded: Loaded[s.UnmixConfig], cube: Cube, response: Response | None, out: Path, say: Say) -> Mixture:
+def _mixture(loaded: Loaded[s.UnmixConfig], cube: Cube, response: Response | None, stem: Path, say: Say) -> Mixture:
+    """The components. stem: of the files of emulators, OUT/NAME."""
     components = []
     for number, section in enumerate(loaded.config.components):
         where = loaded.where(f"components.{number}")
         try:
             model = _model(section, cube, response, loaded.config.cube.exposure)
             if section.emulate:
-                model = _emulated(section, model, out, say)
+                model = _emulated(section, model, stem, say)
             components.append(Component(section.name, model, section.log))
             _ = components[-1].coordinates
         except DiffinvError as error:
             raise ConfigError(f"{where}: {error}") from error
     try:
-        return Mixture(tuple(components), loaded.config.links)
+        mixture = Mixture(tuple(components), loaded.config.links)
     except DiffinvError as error:
         raise ConfigError(f"{loaded.where('links')}: {error}") from error
+    if not mixture.names:
+        raise ConfigError(f"{loaded.where('components')}: no component has a free parameter; free one, or add one.")
+    return mixture
 
 
 def _model(section: s.ComponentSection, cube: Cube, response: Response | None, exposure: float | None) -> SpectralModel:
     """The component in the cube's channels, with its boxes and without the parameters that are held."""
+    if isinstance(section.model, (s.EmulatorModel, s.FlatModel)) and section.absorption is not None:
+        raise ConfigError(f"absorption does not act on kind: {section.model.kind}; leave it out.")
     if isinstance(section.model, s.EmulatorModel):
-        return _boxed(section, load_emulator(section.model.path))
+        return _boxed(section, _loaded(section, len(cube.data)))
+    if isinstance(section.model, s.FlatModel):
+        grid = cube.grid()
+        return UserModel(grid, (), lambda theta: theta.new_ones(len(theta), len(grid)))
     grid = cube.grid() if response is None else response.grid
     source = _source(section.model, grid)
     if section.absorption is not None:
@@ -132,10 +161,32 @@ def _model(section: s.ComponentSection, cube: Cube, response: Response | None, e
     source = _boxed(section, source)
     if response is None:
         return source
-    seconds = exposure or cube.exposure
-    if seconds is None:
+    return Folded(source, response, _seconds(cube.exposure, exposure))
+
+
+def _seconds(read: float | None, given: float | None) -> float:
+    """The exposure, of the file if that says it."""
+    if read is None and given is None:
         raise ConfigError("the cube has no exposure; give cube.exposure, in seconds.")
-    return Folded(source, response, seconds)
+    if read is not None and given is not None and abs(read - given) > 1e-3 * read:
+        raise ConfigError(f"cube.exposure is {given:g} s, but the file says {read:g} s; leave it out.")
+    return given if read is None else read
+
+
+def _loaded(section: s.ComponentSection, channels: int) -> Emulator:
+    """A trained emulator, of as many channels as the cube has, in boxes within its own."""
+    emulator = load_emulator(section.model.path)
+    own = len(emulator.network.centre)
+    if own != channels:
+        raise ConfigError(f"{section.model.path}: an emulator of {own} channels, and the cube has {channels}; train one for it.")
+    for parameter in emulator.parameters:
+        low, high = section.box.get(parameter.name, (parameter.low, parameter.high))
+        if low < parameter.low or high > parameter.high:
+            raise ConfigError(
+                f"box: {parameter.name} from {low:g} to {high:g}, but the emulator was trained from {parameter.low:g} to "
+                f"{parameter.high:g}; stay within, or train another."
+            )
+    return emulator
 
 
 def _boxed(section: s.ComponentSection, model: SpectralModel) -> SpectralModel:
@@ -154,23 +205,22 @@ def _source(section: s.Section, grid: Grid) -> SpectralModel:
         return GaussianLines(grid, *(torch.tensor(v, dtype=torch.float64) for v in (section.centres, strengths)), *boxes)
     if isinstance(section, s.TableModel):
         box = None if section.redshift is None else Parameter("z", "", *section.redshift)
-        return read_table_model(section.path, redshift=box)
-    if isinstance(section, s.FlatModel):
-        return UserModel(grid, (), lambda theta: theta.new_ones(len(theta), len(grid)))
+        return TableModel(grid, read_table_model(section.path, redshift=box))
     return {s.PowerLawModel: PowerLaw, s.BremsstrahlungModel: Bremsstrahlung}[type(section)](grid)
 
 
-def _emulated(section: s.ComponentSection, model: SpectralModel, out: Path, say: Say) -> Emulator:
-    """An emulator of the model, beside the product, with its errors said."""
+def _emulated(section: s.ComponentSection, model: SpectralModel, stem: Path, say: Say) -> Emulator:
+    """An emulator of the model, beside the product, with its errors said: `stem`-COMPONENT.safetensors."""
     emulator = train_emulator(model, section.log)
     errors = emulator_errors(emulator, model, count=512, seed=1)
     head = ", ".join(f"{name} {values[0]:.2g}" for name, values in errors.head.items())
     say(f"{section.name}: emulator of rank {errors.rank}, χ² a count {errors.chi2[1]:.1e} (99 %), error by the head {head}.")
-    save_emulator(out / f"{section.name}.safetensors", emulator, f"diffinv unmix, version {__version__}")
+    save_emulator(stem.with_name(f"{stem.name}-{section.name}.safetensors"), emulator, f"diffinv unmix, version {__version__}")
     return emulator
 
 
-def _encode(config: s.UnmixConfig, cube: Cube, data: SpectralData, mixture: Mixture, found: Unmixed) -> bytes:
+def _encode(config: s.UnmixConfig, cube: Cube, data: SpectralData, mixture: Mixture, found: Unmixed, *, folded: bool) -> bytes:
+    """The product. folded: whether models are in photons of a source, so that amplitudes have not the cube's unit."""
     post, axes = found.posterior, mixture.coordinates
     shape = cube.data.shape[1:]
     image = lambda values: values.reshape(shape).numpy()
@@ -185,11 +235,12 @@ def _encode(config: s.UnmixConfig, cube: Cube, data: SpectralData, mixture: Mixt
     known = lambda values: image(torch.where(empty, torch.nan, values))
     amplitudes = []
     for k, component in enumerate(mixture.components):
-        unit = "counts" if isinstance(component.model, Emulator) else ""
+        of_cube = isinstance(component.model, Emulator) or not folded
+        unit = (cube.bunit or "counts" if cube.variance is None else cube.bunit) if of_cube else ""
         amplitudes.append(AmplitudeImages(component.name, unit, known(post.amplitude[:, k]), known(post.amplitude_std[:, k])))
     checks = {"FLAG": image(found.flags), "CHI2Z": known(found.misfit)}
     checks |= _cubes(mixture, data, found, cube.data.shape)
-    kept = {"DIVERS": __version__, "KAPPA": found.smooth.kappa, "SEED": config.maps.seed, "CALIBR": "calibrated"}
+    kept = {"DIVERS": __version__, "KAPPA": found.smooth.kappa, "SEED": config.maps.seed, "CALIBR": "uncalibrated"}
     return encode_parameter_maps(cube, parameters, amplitudes, checks, kept, (config.model_dump_json(),))
 
 

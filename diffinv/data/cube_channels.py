@@ -52,21 +52,23 @@ def with_scatter(cube: Cube, ranges: Sequence[Range]) -> Cube:
 
     References: Tukey, *Exploratory data analysis*, 1977 (the resistant line).
 
+    A pixel with fewer than 10 good channels there, or without scatter, is masked.
+
     Arguments: ranges: without lines, in the unit of the axis.
-    Raises: InputError if a pixel with data has fewer than 10 good channels there, or does not vary.
+    Raises: InputError if no pixel is left.
     """
     kept = inside(cube, ranges)
     good = cube.mask[kept]
     spread = _spread(cube.centre[kept], np.where(good, cube.data[kept], np.nan))
     count = good.sum(0)
-    bad = ~cube.empty & ((count < _FEWEST) | ~(spread > 0))
-    if bad.any():
-        place = tuple(int(n) for n in np.argwhere(bad)[0])
+    known = (count >= _FEWEST) & (spread > 0)
+    if not known.any():
         raise InputError(
-            f"pixel {place} has {count[place]} good channels and scatter {spread[place]:g} in the ranges given; "
-            f"it needs {_FEWEST} and more than 0: give wider ranges, or mask it."
+            f"no pixel has {_FEWEST} good channels that scatter in the ranges given, at most {count.max()} of {len(good)} good; "
+            "give wider ranges."
         )
-    return replace(cube, variance=np.where(cube.mask, spread**2, 0.0))
+    mask = cube.mask & known
+    return replace(cube, mask=mask, variance=np.where(mask, spread**2, 0.0))
 
 
 def _spread(x: np.ndarray, y: np.ndarray) -> np.ndarray:

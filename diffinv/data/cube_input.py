@@ -5,7 +5,7 @@ Invariant: a cube and its response have the same channels, or the pair is refuse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.cube_channels import cut, with_scatter
 from diffinv.data.cubes import Cube, read_array_cube, read_cube
 from diffinv.data.events import Window, bin_events, covering, read_events
-from diffinv.data.fits import read_fits
+from diffinv.data.fits import MAX_PIXELS, FitsFile, read_fits
 from diffinv.data.response_files import Rmf, join, read_arf, read_rmf
 from diffinv.spectral.response import Binning, Response
 
@@ -25,11 +25,12 @@ _ARRAYS = (".mat", ".npz")
 class CubeOptions:
     """What a file does not say itself.
 
-    rmf, arf: response of X-ray data (no ARF where the RMF has the area), else None. energies: keV, the range of an event list.
+    rmf, arf: response of X-ray data (no ARF where the RMF has the area), else None. energies: keV, the range of X-ray data.
     channels_a_bin: detector channels that become one of the cube. pixel: sky pixels of an event list a pixel of the image.
     region: of an event list: sky X and Y of the image's lower left corner, its height and width in pixels; None takes all.
     array: name of the array in a .mat or .npz file, None for the only one. line_free: ranges whose scatter replaces the
     variance, or none; window: the channels to use, of a cube without response, None for all; both in the unit of its axis.
+    max_pixels: limit on what is read, in values of images and bytes of tables.
     """
 
     rmf: Path | None = None
@@ -41,22 +42,45 @@ class CubeOptions:
     array: str | None = None
     line_free: tuple[tuple[float, float], ...] = ()
     window: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+
+
+_OF = {
+    "an array": {"array"},
+    "an event list": {"rmf", "arf", "energies", "channels_a_bin", "pixel", "region"},
+    "a FITS cube": {"rmf", "arf", "energies", "line_free", "window"},
+}
+
+
+def _check(path: Path, kind: str, options: CubeOptions) -> None:
+    """Raises: InputError for an option that says nothing about this kind of input."""
+    chosen = {f.name for f in fields(options) if getattr(options, f.name) != f.default} - {"max_pixels"}
+    idle = sorted(chosen - _OF[kind])
+    if idle:
+        raise InputError(f"{path}: {', '.join(idle)} would not be used for {kind}; leave out what is not of {kind}.")
+    if options.arf is not None and options.rmf is None:
+        raise InputError(f"{path}: an ARF needs an RMF; give rmf, or leave arf out.")
 
 
 def open_cube(path: str | Path, options: CubeOptions) -> tuple[Cube, Response | None]:
     """A cube, and the response in its channels where one is given.
 
     Raises: InputError if the file cannot be read, an event list comes without response, energies or pixel size, or the cube's
-        channels are not made of the response's, or channels of it are asked for that it does not have.
+        channels are not made of the response's, channels of it are asked for that it does not have, or an option is not of
+        this kind of file.
     """
     path = Path(path)
     if path.suffix in _ARRAYS:
+        _check(path, "an array", options)
         return read_array_cube(path, options.array), None
+    file = read_fits(path, max_pixels=options.max_pixels)
+    of_events = any(table.name == "EVENTS" for table in file.tables)
+    _check(path, "an event list" if of_events else "a FITS cube", options)
     rmf = None if options.rmf is None else read_rmf(options.rmf)
-    if any(table.name == "EVENTS" for table in read_fits(path).tables):
-        cube, binning = _from_events(path, rmf, options)
+    if of_events:
+        cube, binning = _from_events(path, file, rmf, options)
     else:
-        cube = _chosen(read_cube(path), path, rmf, options)
+        cube = _chosen(read_cube(path, file), path, rmf, options)
         binning = None if rmf is None else binning_of(cube, rmf, str(path))
     return cube, None if rmf is None else join(rmf, None if options.arf is None else read_arf(options.arf), binning)
 
@@ -64,9 +88,12 @@ def open_cube(path: str | Path, options: CubeOptions) -> tuple[Cube, Response | 
 def _chosen(cube: Cube, path: Path, rmf: Rmf | None, options: CubeOptions) -> Cube:
     if rmf is not None and (options.line_free or options.window):
         raise InputError(f"{path}: window and line_free are of cubes without a response; bin the events in another range.")
+    if options.energies and cube.unit != "keV":
+        raise InputError(f"{path}: energies are of X-ray data, and its axis is in {cube.unit}; give window.")
     try:
         measured = with_scatter(cube, options.line_free) if options.line_free else cube
-        return cut(measured, options.window) if options.window else measured
+        wanted = options.window or options.energies
+        return cut(measured, wanted) if wanted else measured
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -95,7 +122,7 @@ def binning_of(cube: Cube, rmf: Rmf, owner: str) -> Binning:
     return binning
 
 
-def _from_events(path: Path, rmf: Rmf | None, options: CubeOptions) -> tuple[Cube, Binning]:
+def _from_events(path: Path, file: FitsFile, rmf: Rmf | None, options: CubeOptions) -> tuple[Cube, Binning]:
     missing = [n for n, v in (("rmf", rmf), ("energies", options.energies), ("pixel", options.pixel)) if v is None]
     if missing:
         raise InputError(f"{path}: an event list needs {', '.join(missing)}; give them to make a cube of it.")
@@ -103,7 +130,7 @@ def _from_events(path: Path, rmf: Rmf | None, options: CubeOptions) -> tuple[Cub
         binning = Binning.window(rmf.low, rmf.high, *options.energies, options.channels_a_bin)
     except DiffinvError as error:
         raise InputError(f"{path}: {error}") from error
-    events = read_events(path)
+    events = read_events(path, file)
     x0, y0, *size = options.region or (0, 0, 0, 0)
     window = Window(x0, y0, options.pixel, tuple(size)) if options.region else covering(events, options.pixel)
     return bin_events(events, rmf, binning, window), binning

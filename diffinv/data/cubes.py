@@ -92,13 +92,13 @@ class Cube:
         return check_counts(f"cube ({self.bunit or 'no unit'})", self.data)
 
 
-def read_cube(path: str | Path) -> Cube:
-    """A FITS cube.
+def read_cube(path: str | Path, file: FitsFile | None = None) -> Cube:
+    """A FITS cube. Arguments: path. file: what it holds, if it has been read.
 
     Raises: InputError if there is no image of three axes, its variance is of another shape, or its axes cannot be read.
     """
     with readable(path, "a cube"):
-        file = read_fits(path)
+        file = read_fits(path) if file is None else file
         plane = _science(file)
         header = plane.header
         low, high, unit, axis = _channels(header, len(plane.data))

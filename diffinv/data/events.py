@@ -17,7 +17,7 @@ import numpy as np
 
 from diffinv.core.checks import InputError
 from diffinv.data.cubes import Cube
-from diffinv.data.fits import MAX_PIXELS, Cards, Plane, Table, celestial_cards, encode_fits, read_fits
+from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Table, celestial_cards, encode_fits, read_fits
 from diffinv.data.guard import readable
 from diffinv.data.ogip import check_counts
 from diffinv.data.response_files import Rmf, column_card
@@ -49,13 +49,13 @@ class Events:
     exposure: float
 
 
-def read_events(path: str | Path) -> Events:
-    """An EVT2 file.
+def read_events(path: str | Path, file: FitsFile | None = None) -> Events:
+    """An EVT2 file. Arguments: path. file: what it holds, if it has been read.
 
     Raises: InputError if it lacks the columns, their WCS, or an exposure.
     """
     with readable(path, "an event list"):
-        file = read_fits(path)
+        file = read_fits(path) if file is None else file
         table = next((t for t in file.tables if t.name == "EVENTS"), None)
         if table is None:
             raise InputError(f"{path}: no table EVENTS; give an event list (EVT2).")

@@ -14,10 +14,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,30}$")]
 class CubeSection(Section):
     """What the cube's file does not say itself; without a response the model is of the cube's own channels.
 
-    rmf, arf: response of X-ray data. energies: keV, pixel: sky pixels a pixel of the image, channels_a_bin and region (x, y,
-    height, width): of an event list. array: name in a .mat or .npz file. exposure: s, where the file does not say it.
-    background: expected counts (or flux) a channel and pixel beside the components. window: channels to use, and line_free:
-    ranges whose scatter in each pixel replaces the file's variance, both of IFU cubes and in the unit of their axis.
+    rmf, arf: response of X-ray data, energies: their range, keV. pixel: sky pixels a pixel of the image, channels_a_bin and
+    region (x, y, height, width): of an event list. array: name in a .mat or .npz file. exposure: s, where the file does not say
+    it. background: expected counts (or flux) a channel and pixel beside the components. window: channels to use, and line_free:
+    ranges whose scatter in each pixel replaces the file's variance, both of IFU cubes and in the unit of their axis. max_pixels:
+    limit on what is read, in values of images and bytes of tables (null: 2²⁶).
     """
 
     rmf: Path | None = None
@@ -31,6 +32,7 @@ class CubeSection(Section):
     window: Range | None = None
     line_free: tuple[Range, ...] = ()
     background: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_pixels: Count | None = None
 
 
 class ThermalModel(Section):
@@ -63,7 +65,7 @@ class LinesModel(Section):
 
 
 class FlatModel(Section):
-    """The same in every channel; no parameter."""
+    """The same in every channel of the cube, not folded with a response; no parameter."""
 
     kind: Literal["flat"]
 

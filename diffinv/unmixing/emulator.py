@@ -171,9 +171,11 @@ def chi2_a_count(model: Tensor, truth: Tensor) -> Tensor:
 def train_emulator(model: SpectralModel, log: tuple[str, ...], plan: EmulatorPlan = EmulatorPlan()) -> Emulator:
     """Fit draws of the model that fill its box, corners included.
 
-    Raises: DiffinvError if the model is not positive and finite everywhere in its box.
+    Raises: DiffinvError if the model has no parameter, or is not positive and finite everywhere in its box.
     """
     coordinates, size = Coordinates(model.parameters, log), len(model.parameters)
+    if not size:
+        raise DiffinvError(f"emulator: {type(model).__name__} has no free parameter; use it as it is.")
     corners = torch.tensor(list(product((0.0, 1.0), repeat=size)))
     u = torch.cat([box_points(plan.examples, size, plan.seed), corners]).to(model.grid.edges)
     spectra = normalised(model, coordinates, u)

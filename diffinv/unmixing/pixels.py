@@ -220,20 +220,23 @@ def _solve(gradient: Tensor, fisher: Tensor, held: Tensor, damping: Tensor) -> T
 def pooled(data: SpectralData, shape: tuple[int, int], factor: int) -> SpectralData:
     """Spectra summed over factor × factor pixels; a pixel without good data adds neither counts nor background.
 
-    Returns: ceil(H/factor) · ceil(W/factor) spectra. A channel that is bad in some of a block's pixels is bad in the block.
+    A channel that is bad in some of a block's pixels is the sum of the others scaled to all, and bad if more than half are.
+
+    Returns: ceil(H/factor) · ceil(W/factor) spectra.
     """
     index = pool_index(shape, factor)
     size = int(index.max()) + 1
     add = lambda values: values.new_zeros(size, values.shape[1]).index_add(0, index, values)
     whole = data.good.any(1, keepdim=True)
-    missing = add((whole & ~data.good).to(data.y.dtype)) > 0
-    used = add(whole.expand_as(data.good).to(data.y.dtype)) > 0
-    y = add(torch.where(data.good, data.y, 0.0))
+    used, seen = add(whole.expand_as(data.good).to(data.y.dtype)), add(data.good.to(data.y.dtype))
+    good = (used > 0) & (2 * seen >= used)
+    scale = torch.where(good, used / seen.clamp_min(1), 1.0)
+    y = scale * add(torch.where(data.good, data.y, 0.0))
     background = add(torch.where(whole, data.background.expand_as(data.y), 0.0))
-    changes = {"mask": used & ~missing}
+    changes = {"mask": good}
     if isinstance(data.noise, Gaussian):
         variance = torch.where(data.good, data.noise.variance(torch.zeros_like(data.y)), 0.0)
-        changes["std"] = add(variance).sqrt()
+        changes["std"] = scale * add(variance).sqrt()
     noise = replace(data.noise, **changes)
     return SpectralData(y, noise, background)
 

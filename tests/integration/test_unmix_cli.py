@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from diffinv.data.fits import read_fits
 from diffinv.sections.unmix import UnmixConfig
 from diffinv.spectral.base import Grid, Parameter
 from diffinv.spectral.lines import GaussianLines
+from tests.unit.test_table_models import EDGES, SPECTRA
+from tests.unit.test_table_models import write as write_table
 
 SIDE, CHANNELS = 10, 30
 WCS = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 5.0, "CRPIX2": 5.0, "CRVAL1": 10.0, "CRVAL2": 20.0}
@@ -141,20 +145,21 @@ def cube_of_two(seed: int = 0) -> tuple[Cube, np.ndarray]:
     return Cube(data, None, good, edges[:-1], edges[1:], "keV", "counts", wcs=WCS), 800 * share
 
 
-@pytest.mark.parametrize("shares", [None, False])
-def test_components_that_are_emulated_have_maps_of_their_ratio(shares: bool | None, tmp_path: Path) -> None:
+def test_components_that_are_emulated_have_maps_of_their_ratio_which_narrow_their_amplitudes(tmp_path: Path) -> None:
     cube, hard = cube_of_two()
     (tmp_path / "cube.fits").write_bytes(encode_cube(cube))
-    chosen = TWO if shares is None else TWO.replace("rounds: 2", "rounds: 2, shares: false")
-    (tmp_path / "run.yaml").write_text(chosen)
-    arguments = ["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]
-    assert main(arguments) == 0
-    file = read_fits(tmp_path / "out" / "cube-maps.fits")
-    amplitude, std = file.named("AMP")[0], file.named("AMP_STD")[0]
-    assert amplitude.header["COMPNAME"] == "hard" and len(file.named("MEAN")) == 2
-    assert 0.5 < (np.abs(amplitude.data - hard) < std.data).mean() < 0.9
-    alone = 35.0  # σ of one pixel's amplitude with the spectra known, about
-    assert (np.median(std.data) < 0.8 * alone) == (shares is None)
+    widths = []
+    for name, chosen in (("maps", TWO), ("free", TWO.replace("rounds: 2", "rounds: 2, shares: false"))):
+        out = tmp_path / name
+        (tmp_path / "run.yaml").write_text(chosen)
+        assert main(["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(out)]) == 0
+        assert sorted(p.name for p in out.glob("*.safetensors")) == ["cube-hard.safetensors", "cube-soft.safetensors"]
+        file = read_fits(out / "cube-maps.fits")
+        amplitude, std = file.named("AMP")[0], file.named("AMP_STD")[0]
+        assert (amplitude.header["COMPNAME"], amplitude.header["BUNIT"]) == ("hard", "counts") and len(file.named("MEAN")) == 2
+        assert 0.5 < (np.abs(amplitude.data - hard) < std.data).mean() < 0.9
+        widths.append(float(np.median(std.data)))
+    assert widths[0] < 0.9 * widths[1]
 
 
 def test_ratios_of_what_is_not_normalised_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -163,3 +168,95 @@ def test_ratios_of_what_is_not_normalised_are_refused(tmp_path: Path, capsys: py
     (tmp_path / "run.yaml").write_text(CONFIG.replace("{scales: 2", "{shares: true, scales: 2"))
     assert main(["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]) == 2
     assert "maps.shares: needs two components or more" in capsys.readouterr().err
+
+
+def run(folder: Path, config: str, name: str = "cube.fits", cube: Cube | None = None) -> int:
+    (folder / name).write_bytes(encode_cube(cube or cube_of_a_line()[0]))
+    (folder / "run.yaml").write_text(config)
+    return main(["unmix", str(folder / name), "--config", str(folder / "run.yaml"), "--out", str(folder / "out")])
+
+
+FLAT = "components: [{name: stars, model: {kind: flat}}]\n"
+FIXED = CONFIG.replace("fixed: {width: 300}", "fixed: {width: 300, velocity: 0}\n    emulate: true")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (FLAT, "no component has a free parameter"),
+        (FIXED, "emulator: Fixed has no free parameter"),
+        (CONFIG + "cube: {energies: [1, 7]}\n", "energies are of X-ray data, and its axis is in Angstrom"),
+        (CONFIG + "cube: {channels_a_bin: 2}\n", "channels_a_bin would not be used for a FITS cube"),
+        (CONFIG + "cube: {arf: some.arf}\n", "an ARF needs an RMF"),
+        (CONFIG + "cube: {max_pixels: 100}\n", "over max_pixels = 100"),
+        (CONFIG.replace("scales: 2", "scales: 2, pixels: [[11, 1]]"), r"maps.pixels: \(11, 1\) outside of 10 × 10 pixels"),
+        (
+            CONFIG.replace("kind: flat}", "kind: flat}\n    absorption: {path: a.fits, unit: 1}"),
+            "absorption does not act on kind: flat",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_fit(config: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(tmp_path, config) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error and not list(tmp_path.glob("out/*-maps.*"))
+
+
+def test_counts_that_are_none_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cube, _ = cube_of_two()
+    assert run(tmp_path, TWO, cube=replace(cube, data=cube.data + 0.5)) == 2
+    assert f"{tmp_path / 'cube.fits'}: cube (counts)" in capsys.readouterr().err
+
+
+def test_files_that_differ_after_a_dot_have_products_of_their_own(tmp_path: Path) -> None:
+    short = CONFIG.replace("scales: 2", "scales: 2, kappas: [1.0], rounds: 1")
+    for name in ("ADP.2017-03-27T12:49:43.655.fits", "ADP.2017-03-27T12:50:43.655.fits"):
+        assert run(tmp_path, short, name) == 0
+    assert len(list(tmp_path.glob("out/*-maps.fits"))) == 2
+    file = read_fits(tmp_path / "out" / "ADP.2017-03-27T12:49:43.655-maps.fits")
+    assert file.primary["CALIBR"] == "uncalibrated" and file.named("AMP")[0].header["BUNIT"] == "erg"
+
+
+def test_an_emulator_of_other_channels_or_a_wider_box_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cube, _ = cube_of_two()
+    assert run(tmp_path, TWO, cube=cube) == 0
+    path = tmp_path / "out" / "cube-hard.safetensors"
+    stored = f"components: [{{name: hard, model: {{kind: emulator, path: {path}}}, box: {{Gamma: [1.0, BOX]}}}}]\n"
+    narrow = replace(cube, data=cube.data[:-1], mask=cube.mask[:-1], low=cube.low[:-1], high=cube.high[:-1])
+    for box, one, message in (
+        ("1.5", narrow, "an emulator of 30 channels, and the cube has 29"),
+        ("1.9", cube, "was trained from 1 to 1.6"),
+    ):
+        assert run(tmp_path, stored.replace("BOX", box), cube=one) == 2
+        assert message in capsys.readouterr().err
+    assert run(tmp_path, stored.replace("BOX", "1.5"), cube=cube) == 0
+
+
+def test_a_parameter_that_would_leave_its_models_domain_is_flagged(tmp_path: Path) -> None:
+    """Bremsstrahlung colder than its box, faint: the models are asked for nothing outside, and the maps say so."""
+    edges = np.geomspace(1.0, 7.0, CHANNELS + 1)
+    centre = np.sqrt(edges[1:] * edges[:-1])
+    mean = np.exp(-centre / 0.45) / centre * np.diff(edges)
+    counts = np.random.default_rng(3).poisson(25 * np.broadcast_to((mean / mean.sum())[:, None, None], (CHANNELS, SIDE, SIDE)))
+    cube = Cube(counts.astype(float), None, np.ones(counts.shape, bool), edges[:-1], edges[1:], "keV", "counts", wcs=WCS)
+    config = (
+        "components: [{name: gas, model: {kind: bremsstrahlung}, box: {kT: [0.6, 5.0], z: [-0.01, 0.01]}}]\nmaps: {scales: 2}\n"
+    )
+    assert run(tmp_path, config, cube=cube) == 0
+    flag = read_fits(tmp_path / "out" / "cube-maps.fits").named("FLAG")[0].data
+    assert ((flag & 2) > 0).mean() > 0.3
+
+
+def test_a_table_model_is_fitted(tmp_path: Path) -> None:
+    """Counts of the node kT = 1, abund = 1: the temperature is near it everywhere."""
+    write_table(tmp_path / "table.fits")
+    spectrum = 40 * SPECTRA[1, 1]
+    counts = np.random.default_rng(4).poisson(np.broadcast_to(spectrum[:, None, None], (len(spectrum), SIDE, SIDE)))
+    cube = Cube(counts.astype(float), None, np.ones(counts.shape, bool), EDGES[:-1], EDGES[1:], "keV", "counts", wcs=WCS)
+    model = f"{{kind: table, path: {tmp_path / 'table.fits'}}}"
+    config = f"components: [{{name: gas, model: {model}, fixed: {{abund: 1}}, log: [kT]}}]\nmaps: {{scales: 2}}\n"
+    assert run(tmp_path, config, cube=cube) == 0
+    file = read_fits(tmp_path / "out" / "cube-maps.fits")
+    mean, std = (file.named(name)[0].data for name in ("MEAN", "STD"))
+    assert float(np.abs((mean - 1.0) / std).mean()) < 1.5 and 0 < float(np.median(std)) < 0.1
+    assert np.median(file.named("AMP")[0].data) == pytest.approx(40, rel=0.02)

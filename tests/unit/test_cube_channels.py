@@ -51,14 +51,16 @@ def test_the_scatter_is_that_of_the_noise_without_slope_line_or_bad_values() -> 
     np.testing.assert_array_equal(found.data, spoiled.data)
 
 
-def test_a_pixel_without_scatter_or_channels_is_refused_and_an_empty_one_is_not() -> None:
+def test_a_pixel_without_scatter_or_channels_is_masked_and_a_cube_of_such_is_refused() -> None:
     cube, _ = noisy_cube()
     mask = cube.mask.copy()
     mask[:, 0, 1] = False
     assert (with_scatter(replace(cube, mask=mask), RANGES).variance[:, 0, 1] == 0).all()
     mask[4:395, 0, 2] = False
-    with pytest.raises(InputError, match=r"pixel \(0, 2\) has 9 good channels"):
-        with_scatter(replace(cube, mask=mask), RANGES)
-    flat = replace(cube, data=np.ones_like(cube.data))
-    with pytest.raises(InputError, match=r"pixel \(0, 0\) has 360 good channels and scatter"):
-        with_scatter(flat, RANGES)
+    data = cube.data.copy()
+    data[:, 1, 1] = 1.0
+    found = with_scatter(replace(cube, data=data, mask=mask), RANGES)
+    assert sorted(zip(*map(np.ndarray.tolist, np.nonzero(found.empty)), strict=True)) == [(0, 1), (0, 2), (1, 1)]
+    assert ((found.variance > 0) == found.mask).all()
+    with pytest.raises(InputError, match="no pixel has 10 good channels that scatter in the ranges given"):
+        with_scatter(replace(cube, data=np.ones_like(cube.data)), RANGES)

@@ -218,12 +218,14 @@ def test_pooling_adds_counts_and_keeps_bad_pixels_out() -> None:
     mask = torch.ones(20, CHANNELS, dtype=torch.bool)
     mask[0] = False
     mask[7, 2] = False
+    mask[[2, 3, 7], 4] = False
     broken = replace(data, y=data.y.where(mask, torch.nan), noise=replace(data.noise, mask=mask))
     pool = pooled(broken, (4, 5), 2)
     assert len(pool.y) == 6
     torch.testing.assert_close(pool.y[0, 3], data.y[[1, 5, 6], 3].sum())
     torch.testing.assert_close(pool.background[0], full(1.5, 1, CHANNELS)[0])
-    assert not bool(pool.good[1, 2]) and bool(pool.good[0].all())
+    torch.testing.assert_close(pool.y[1, 2], 4 / 3 * data.y[[2, 3, 8], 2].sum())
+    assert not bool(pool.good[1, 4]) and bool(pool.good[1, 2]) and bool(pool.good[0].all())
 
 
 def quadratic_problem() -> tuple[Splitting, Tensor, Tensor]:
