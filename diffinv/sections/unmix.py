@@ -120,7 +120,7 @@ class MapsSection(Section):
     scales: Annotated[int, Field(ge=1, le=8)] = 5
     kappas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
     starts: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.17, 0.5, 0.83)
-    rounds: Count = 4
+    rounds: Count = 6
     shares: bool | None = None
     pixels: tuple[tuple[Count, Count], ...] = ()
     seed: Seed = 0

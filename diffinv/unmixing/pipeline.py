@@ -32,7 +32,7 @@ class UnmixingPlan:
     pixels: PixelPlan
     maps: MapPlan = MapPlan()
     fields: FieldPlan = FieldPlan()
-    rounds: int = 4
+    rounds: int = 6
     seed: int = 0
 
 

@@ -23,6 +23,7 @@ from diffinv.unmixing.maps import ParameterMap
 from diffinv.unmixing.mixture import Coordinates, Mixture, SpectralData
 from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, UNCONVERGED, Quadratic, quadratic
 
+_FULL = 2  # rounds whose step is taken whole; later ones go half the way, so that none swings to and fro
 _STILL = 0.5  # σ, a step in the last round that is still called convergence
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
@@ -60,21 +61,23 @@ def posterior(
     start: ParameterMap,
     plan: FieldPlan = FieldPlan(),
     *,
-    rounds: int = 4,
+    rounds: int = 6,
 ) -> Posterior:
     """The Gaussian-field posterior about a smooth map.
 
-    Arguments: rounds: of linearisation; the first about `start`, the next about the posterior mean of the one before.
+    Arguments: rounds: of linearisation; the first about `start`, the second about the posterior mean of the first, later ones
+        half way from the point before to the mean that it gave.
     """
-    amplitude, u = start.amplitude, start.u
+    amplitude, u, about = start.amplitude, start.u, start.u
     field, rough, least = None, roughness(start.u, shape), _least(mixture, data, start.u)
-    for _ in range(rounds):
-        amplitude, u, before = torch.maximum(amplitude, least), u.clamp(0, 1), u
-        step = quadratic(mixture, data, amplitude, u)
-        pseudo = PseudoData.of(u, step.score, step.fisher, rough, shape)
+    for number in range(rounds):
+        amplitude, before = torch.maximum(amplitude, least), u
+        about = (u if number < _FULL else (u + about) / 2).clamp(0, 1)
+        step = quadratic(mixture, data, amplitude, about)
+        pseudo = PseudoData.of(about, step.score, step.fisher, rough, shape)
         field = fit_field(pseudo, plan) if field is None else field
         found = field_posterior(pseudo, field, plan)
-        mean, std = _amplitudes(step, found, amplitude, u)
+        mean, std = _amplitudes(step, found, amplitude, about)
         amplitude, u = mean, found.mean
     width = found.covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
     return Posterior(found.mean, found.covariance, mean, std, field, ((found.mean - before).abs() / width).amax(1))
