@@ -1,4 +1,4 @@
-"""A mixture as a forward operator: maps of amplitudes and parameters → the cube that they lead to one to expect.
+"""A mixture as a forward operator: maps of amplitudes and parameters → the expected cube.
 
     x = (ln A_1/A⁰_1, …, u_1, …),   f(x)_i = b + Σ_c A⁰_c exp(x_ic) S_c(u_i),   i a pixel.
 
