@@ -8,9 +8,8 @@ with m ~ N(½, 1/12) for each parameter, as its box has it, is a prior for all p
 coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂ Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth maps
 are about pixel i (`roughness`): clumps and edges get wide priors, calm regions narrow ones, if the data want β > 0. An edge of
 one parameter is an edge of what is looked at, so that e is common to all; and it is no wider than an edge is seen, since beyond
-it the prior would be too wide and, its height being learnt from all pixels, at the edge too narrow. L, ℓ and β maximise the
-marginal likelihood of the pseudo-data (type II), summed over tiles as if these were independent: unbiased estimating equations
-at a cost linear in the pixels. The posterior of a block of pixels is exact given the pseudo-data in the block and in a margin
+it the prior would be too wide and, its height being learnt from all pixels, at the edge too narrow. L, ℓ and β are learnt
+from the data, see `field_fit`. The posterior of a block of pixels is exact given the pseudo-data in the block and in a margin
 about it, beyond which the data are screened by those within: linear in the pixels too; a map of one window is exact.
 The width of this posterior covers because the prior's length and height are learnt from the data; that of a sparse map does not.
 m is not fixed but known from the data of all tiles, N(m̂, V_m), and u_i given m is linear in m: where a map is flat, or small,
@@ -24,6 +23,7 @@ likelihood methods*, 2011; Alvarez, Rosasco & Lawrence, *Kernels for vector-valu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +31,6 @@ from torch import Tensor
 
 from diffinv.unmixing.starlet import Starlet
 
-_LENGTHS = (8.0, 16.0)  # pixels, to start from
-_POWER = 0.5  # β to start from
 _FINE, _CALM = 2, 0.1  # of the roughness: starlet scales, least value
 _CENTRE, _BOX = 0.5, 1 / 12  # mean and variance of m
 _VAGUE = 1e-3  # information of a parameter's box, added to every pixel, so that F⁻¹ exists where there are no data
@@ -40,17 +38,19 @@ _VAGUE = 1e-3  # information of a parameter's box, added to every pixel, so that
 
 @dataclass(frozen=True)
 class FieldPlan:
-    """How a field is fitted.
+    """How a field is fitted and used.
 
     values: of a tile of the marginal likelihood at most (pixels times parameters); `tiles` of them are taken at most, evenly
     spaced. block, margin: pixels a side of what a window returns, and pixels about it that it also sees. iterations: of L-BFGS.
+    pairs: of fields that stand for what the data leave open of L, ℓ and β, see `field_fit`; 0: the most probable field alone.
     """
 
     values: int = 512
-    tiles: int = 12
+    tiles: int = 48
     block: int = 8
     margin: int = 6
     iterations: int = 20
+    pairs: int = 4
 
 
 def exponential(r: Tensor) -> Tensor:
@@ -140,83 +140,81 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, None] - b).pow(2).sum(-1).clamp_min(1e-30).sqrt()
 
 
-def fit_field(data: PseudoData, plan: FieldPlan = FieldPlan()) -> Field:
-    """Heights, correlations and lengths of greatest (composite) marginal likelihood."""
-    side = max(1, math.isqrt(plan.values // data.value.shape[1]))
-    windows = [data.window(rows, columns) for rows, columns in _tiles(data.shape, side, plan.tiles)]
-    parts = [(data.value[i].flatten(), _distance(places, places), data.rough[i], noise) for i, places, noise in windows]
-    theta = _initial(data).requires_grad_(True)
-    optimiser = torch.optim.LBFGS([theta], max_iter=plan.iterations, line_search_fn="strong_wolfe", tolerance_change=1e-5)
-    count = sum(len(part[0]) for part in parts)
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """ũ (n·P,), pixels' parameters together, distances (n, n), roughness (n,) and the covariance of noise (n·P, n·P)."""
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        field = _unpack(theta, data.value.shape[1])
-        loss = -sum(log_evidence(field, *part) for part in parts) / count
-        loss.backward()
-        return loss
+    value: Tensor
+    distance: Tensor
+    rough: Tensor
+    noise: Tensor
 
-    optimiser.step(closure)
-    return _unpack(theta.detach(), data.value.shape[1])
+    @classmethod
+    def of(cls, data: PseudoData, rows: slice, columns: slice) -> Tile:
+        index, places, noise = data.window(rows, columns)
+        return cls(data.value[index].flatten(), _distance(places, places), data.rough[index], noise)
 
-
-def log_evidence(field: Field, value: Tensor, distance: Tensor, rough: Tensor, noise: Tensor) -> Tensor:
-    """log N(ũ; ½, K + V + H Hᵀ/12) of one tile, pixels' parameters together, H of `_common`."""
-    common = _common(len(distance), field)
-    return _LogNormal.apply(value - _CENTRE, field.covariance(distance, rough, rough) + noise + _BOX * common @ common.mT)
+    def covariance(self, field: Field) -> Tensor:
+        """Of ũ given m: S = K + V."""
+        return field.covariance(self.distance, self.rough, self.rough) + self.noise
 
 
-def _common(pixels: int, field: Field) -> Tensor:
-    """H (n·P, P): what a unit of m adds to the values of pixels."""
-    return torch.eye(field.roots.shape[-1]).to(field.roots).repeat(pixels, 1)
+def log_evidence(field: Field, tiles: Sequence[Tile]) -> Tensor:
+    """log ∫ N(m; ½, 1/12) Π_t N(ũ_t; H m, S_t) dm, S = K + V, H of `_common`: one mean for all tiles.
+
+    With a mean each, how far tiles differ would say nothing of the field, whose height is then learnt from less than a tile.
+    """
+    size = field.roots.shape[-1]
+    return _LogEvidence.apply(size, [tile.value - _CENTRE for tile in tiles], *(tile.covariance(field) for tile in tiles))
 
 
-class _LogNormal(torch.autograd.Function):
-    """log N(r; 0, K), with the derivatives −K⁻¹ r and ½ (K⁻¹ r rᵀ K⁻¹ − K⁻¹): a third of the time of those of the factor."""
+def _common(pixels: int, like: Tensor) -> Tensor:
+    """H (n·P, P): what a unit of m adds to the values of pixels; like: (…, P)."""
+    return torch.eye(like.shape[-1]).to(like).repeat(pixels, 1)
+
+
+class _LogEvidence(torch.autograd.Function):
+    """Of residuals r_t ~ N(H δ, S_t), δ ~ N(0, 1/12): with V = (12 + Σ Hᵀ S⁻¹ H)⁻¹ and δ̂ = V Σ Hᵀ S⁻¹ r,
+
+        Σ log N(r_t; 0, S_t) + ½ δ̂ᵀ V⁻¹ δ̂ + ½ log |12 V|,   ∂/∂S = ½ (a aᵀ − S⁻¹ + S⁻¹ H V Hᵀ S⁻¹),   a = S⁻¹ (r − H δ̂).
+
+    A third of the time of derivatives of the factors.
+    """
 
     @staticmethod
-    def forward(ctx, residual: Tensor, covariance: Tensor) -> Tensor:
-        root = torch.linalg.cholesky(covariance)
-        solved = torch.cholesky_solve(residual[:, None], root)[:, 0]
-        ctx.save_for_backward(root, solved)
-        return -0.5 * residual @ solved - root.diagonal().log().sum() - 0.5 * len(residual) * math.log(2 * math.pi)
+    def forward(ctx, size: int, residuals: list[Tensor], *covariances: Tensor) -> Tensor:
+        precision = torch.eye(size).to(covariances[0]) / _BOX
+        shift, value = precision.new_zeros(size), precision.new_zeros(())
+        saved = []
+        for residual, covariance in zip(residuals, covariances, strict=True):
+            root = torch.linalg.cholesky(covariance)
+            common = _common(len(residual) // size, precision)
+            solved = torch.cholesky_solve(torch.cat([residual[:, None], common], 1), root)
+            value = value - 0.5 * residual @ solved[:, 0] - root.diagonal().log().sum()
+            precision, shift = precision + common.mT @ solved[:, 1:], shift + solved[:, 1:].mT @ residual
+            saved += [root, solved]
+        unsure = torch.linalg.inv(precision)
+        ctx.save_for_backward(unsure, unsure @ shift, *saved)
+        count = sum(map(len, residuals))
+        return value + 0.5 * shift @ unsure @ shift - 0.5 * (_BOX * precision).logdet() - 0.5 * count * math.log(2 * math.pi)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        root, solved = ctx.saved_tensors
-        return -upstream * solved, 0.5 * upstream * (solved[:, None] * solved - torch.cholesky_inverse(root))
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        unsure, middle, *saved = ctx.saved_tensors
+        slopes = []
+        for root, solved in zip(saved[::2], saved[1::2], strict=True):
+            a, spread = solved[:, 0] - solved[:, 1:] @ middle, solved[:, 1:]
+            slopes.append(0.5 * upstream * (a[:, None] * a - torch.cholesky_inverse(root) + spread @ unsure @ spread.mT))
+        return None, None, *slopes
 
 
-def _tiles(shape: tuple[int, int], side: int, most: int) -> list[tuple[slice, slice]]:
+def spread_tiles(shape: tuple[int, int], side: int, most: int) -> list[tuple[slice, slice]]:
     """Tiles of about `side` pixels that cover the map, or `most` of them."""
     starts = [[k * n // max(1, round(n / side)) for k in range(max(1, round(n / side)) + 1)] for n in shape]
     spans = [[slice(a, b) for a, b in zip(ends, ends[1:], strict=False)] for ends in starts]
     every = [(rows, columns) for rows in spans[0] for columns in spans[1]]
     kept = min(most, len(every))
     return [every[(2 * k + 1) * len(every) // (2 * kept)] for k in range(kept)]
-
-
-def _initial(data: PseudoData) -> Tensor:
-    """Packed parameters to start from: half of the spread of the good data to each term, ℓ of 8 and 16 pixels."""
-    size = data.value.shape[1]
-    precision = 1 / data.covariance.diagonal(dim1=1, dim2=2)
-    mean = (precision * data.value).sum(0) / precision.sum(0)
-    excess = (precision * (data.value - mean) ** 2).sum(0) / precision.sum(0) - len(data.value) / precision.sum(0)
-    lower = torch.diag(0.5 * (excess.clamp_min(1e-4) / 2).log())
-    rows, columns = torch.tril_indices(size, size)
-    lengths = [torch.full((size,), math.log(value)).to(mean) for value in _LENGTHS]
-    return torch.cat([*[lower[rows, columns]] * len(KERNELS), *lengths, torch.full((1,), _POWER).to(mean)])
-
-
-def _unpack(theta: Tensor, size: int) -> Field:
-    terms, entries = len(KERNELS), size * (size + 1) // 2
-    lower, length, power = theta.split([terms * entries, terms * size, 1])
-    rows, columns = torch.tril_indices(size, size)
-    roots = []
-    for packed in lower.split(entries):
-        root = theta.new_zeros(size, size).index_put((rows, columns), packed)
-        roots.append(root.tril(-1) + torch.diag(root.diagonal().exp()))
-    return Field(torch.stack(roots), length.exp().reshape(terms, size), power)
 
 
 def field_posterior(data: PseudoData, field: Field, plan: FieldPlan = FieldPlan()) -> FieldPosterior:
@@ -237,12 +235,11 @@ def mean_of(data: PseudoData, field: Field, plan: FieldPlan = FieldPlan()) -> tu
     precision = torch.eye(size).to(data.value) / _BOX
     shift = precision.new_full((size,), _CENTRE / _BOX)
     side = max(1, math.isqrt(plan.values // size))
-    for rows, columns in _tiles(data.shape, side, math.prod(data.shape)):
-        index, places, noise = data.window(rows, columns)
-        rough, common = data.rough[index], _common(len(index), field)
-        root = torch.linalg.cholesky(field.covariance(_distance(places, places), rough, rough) + noise)
-        solved = torch.cholesky_solve(common, root)
-        precision, shift = precision + common.mT @ solved, shift + solved.mT @ data.value[index].flatten()
+    for rows, columns in spread_tiles(data.shape, side, math.prod(data.shape)):
+        tile = Tile.of(data, rows, columns)
+        common = _common(len(tile.rough), precision)
+        solved = torch.cholesky_solve(common, torch.linalg.cholesky(tile.covariance(field)))
+        precision, shift = precision + common.mT @ solved, shift + solved.mT @ tile.value
     covariance = torch.linalg.inv(precision)
     return covariance @ shift, (covariance + covariance.mT) / 2
 
@@ -265,7 +262,7 @@ def _window_posterior(
     mean = (white.mT @ gain)[:, 0] + middle.repeat(len(inner))
     pieces = white.reshape(len(white), len(inner), size)
     spread = field.variance(wanted) - torch.einsum("wnp,wnq->npq", pieces, pieces)
-    lent = white.mT @ torch.linalg.solve_triangular(root, _common(len(index), field), upper=False)
-    by_mean = (_common(len(inner), field) - lent).reshape(len(inner), size, size)
+    lent = white.mT @ torch.linalg.solve_triangular(root, _common(len(index), unsure), upper=False)
+    by_mean = (_common(len(inner), unsure) - lent).reshape(len(inner), size, size)
     spread = spread + by_mean @ unsure @ by_mean.mT
     return inner, mean, spread

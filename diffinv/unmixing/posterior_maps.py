@@ -18,7 +18,8 @@ from torch import Tensor
 
 from diffinv.core.rng import Rng
 from diffinv.noise.poisson import Poisson
-from diffinv.unmixing.fields import Field, FieldPlan, FieldPosterior, PseudoData, field_posterior, fit_field, roughness
+from diffinv.unmixing.field_fit import fit_field
+from diffinv.unmixing.fields import Field, FieldPlan, FieldPosterior, PseudoData, field_posterior, roughness
 from diffinv.unmixing.maps import ParameterMap
 from diffinv.unmixing.mixture import Coordinates, Mixture, SpectralData
 from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, UNCONVERGED, Quadratic, quadratic
@@ -32,8 +33,8 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 class Posterior:
     """The posterior of all pixels.
 
-    u: (N, P) and its covariance (N, P, P). amplitude: mean (N, C) and std (N, C). field: what was learnt of the maps. moved: (N,)
-    the largest step of a parameter in the last round, in its σ.
+    u: (N, P) and its covariance (N, P, P). amplitude: mean (N, C) and std (N, C). field: the most probable one of the maps.
+    moved: (N,) the largest step of a parameter in the last round, in its σ.
     """
 
     u: Tensor
@@ -66,21 +67,23 @@ def posterior(
     """The Gaussian-field posterior about a smooth map.
 
     Arguments: rounds: of linearisation; the first about `start`, the second about the posterior mean of the first, later ones
-        half way from the point before to the mean that it gave.
+        half way from the point before to the mean that it gave. The last round alone is of all fields that the data leave
+        likely, those before of the most probable one.
     """
     amplitude, u, about = start.amplitude, start.u, start.u
-    field, rough, least = None, roughness(start.u, shape), _least(mixture, data, start.u)
+    fitted, rough, least = None, roughness(start.u, shape), _least(mixture, data, start.u)
     for number in range(rounds):
         amplitude, before = torch.maximum(amplitude, least), u
         about = (u if number < _FULL else (u + about) / 2).clamp(0, 1)
         step = quadratic(mixture, data, amplitude, about)
         pseudo = PseudoData.of(about, step.score, step.fisher, rough, shape)
-        field = fit_field(pseudo, plan) if field is None else field
-        found = field_posterior(pseudo, field, plan)
+        fitted = fit_field(pseudo, plan) if fitted is None else fitted
+        last = number == rounds - 1
+        found = fitted.posterior(pseudo, plan) if last else field_posterior(pseudo, fitted.best, plan)
         mean, std = _amplitudes(step, found, amplitude, about)
         amplitude, u = mean, found.mean
     width = found.covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
-    return Posterior(found.mean, found.covariance, mean, std, field, ((found.mean - before).abs() / width).amax(1))
+    return Posterior(found.mean, found.covariance, mean, std, fitted.best, ((found.mean - before).abs() / width).amax(1))
 
 
 def _least(mixture: Mixture, data: SpectralData, u: Tensor) -> Tensor:
