@@ -7,9 +7,10 @@
 Tiles are taken as independent given m: unbiased estimating equations at a cost that does not grow with the map. θ⁰ are half of
 the spread of the good data to each term and lengths of 8 and 16 pixels; w is wide: factors of e and 2 in heights and lengths.
 Maps of few counts leave θ open, and the most probable field alone gives too small errors. With H the second derivatives of
-−log p at the maximum θ̂, p(θ | ũ) ≈ N(θ̂, H⁻¹), and this is replaced by points in pairs, θ̂ ± √D H^−½ q_j, q_j orthonormal in a
-random direction of D dimensions, which have its mean and, on average over directions, its covariance (Laplace's approximation
-with antithetic directions). The posterior of the maps is the mixture of those of the fields.
+−log p at the maximum θ̂, p(θ | ũ) ≈ N(θ̂, H⁻¹), and this is replaced by points in pairs, θ̂ ± √D R q_j with R Rᵀ = H⁻¹ and q_j
+orthonormal in a random direction of D dimensions, which have its mean and, on average over directions, its covariance (Laplace's
+approximation with antithetic directions). The posterior of the maps is the mixture of those of the fields. H is that of tiles
+taken as independent: where fields are longer than a tile, θ is known somewhat less well than it says.
 Invariant: an answer is the same each time; directions come from a fixed seed.
 
 References: Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006, §5; Varin, Reid & Firth, *An overview of
@@ -72,11 +73,12 @@ class _Hyperprior:
     @classmethod
     def of(cls, data: PseudoData) -> _Hyperprior:
         size = data.value.shape[1]
-        precision = 1 / data.covariance.diagonal(dim1=1, dim2=2)
-        mean = (precision * data.value).sum(0) / precision.sum(0)
-        excess = (precision * (data.value - mean) ** 2).sum(0) / precision.sum(0) - len(data.value) / precision.sum(0)
+        precision = data.information
+        total = precision.sum(0).clamp_min(1e-300)
+        mean = (precision * data.value).sum(0) / total
+        excess = ((precision * (data.value - mean) ** 2).sum(0) - (precision > 0).sum(0)) / total
         heights = (excess.clamp_min(1e-4) / 2).sqrt()
-        rows, columns = torch.tril_indices(size, size)
+        rows, columns = torch.tril_indices(size, size, device=mean.device)
         lower = torch.diag(heights.log())[rows, columns]
         widths = torch.where(rows == columns, _HEIGHT, heights[rows])
         lengths = [torch.full((size,), math.log(value)).to(mean) for value in _LENGTHS]
@@ -91,7 +93,7 @@ class _Hyperprior:
     def field(self, theta: Tensor) -> Field:
         terms, entries = len(KERNELS), self.size * (self.size + 1) // 2
         lower, length, power = theta.split([terms * entries, terms * self.size, 1])
-        rows, columns = torch.tril_indices(self.size, self.size)
+        rows, columns = torch.tril_indices(self.size, self.size, device=theta.device)
         roots = []
         for packed in lower.split(entries):
             root = theta.new_zeros(self.size, self.size).index_put((rows, columns), packed)
@@ -129,7 +131,10 @@ def _minimise(loss: Callable[[Tensor], Tensor], start: Tensor, count: int, itera
 
 
 def laplace_root(loss: Callable[[Tensor], Tensor], best: Tensor, width: Tensor) -> Tensor:
-    """R (D, D), R Rᵀ = H⁻¹; H in units of w, by differences of slopes; no direction is wider than its prior."""
+    """R (D, D), R Rᵀ = H⁻¹: W times the symmetric root in units of w, which has no signs or order of eigenvectors to choose.
+
+    H is by differences of slopes; no direction is wider than its prior.
+    """
 
     def slope(theta: Tensor) -> Tensor:
         at = theta.clone().requires_grad_(True)
@@ -138,7 +143,7 @@ def laplace_root(loss: Callable[[Tensor], Tensor], best: Tensor, width: Tensor) 
     here = slope(best)
     curvature = torch.stack([slope(best + step) - here for step in torch.diag(_STEP * width)]) / _STEP
     values, vectors = torch.linalg.eigh((curvature + curvature.T) / 2)
-    return width[:, None] * vectors / values.clamp_min(1.0).sqrt()
+    return width[:, None] * (vectors / values.clamp_min(1.0).sqrt()) @ vectors.T
 
 
 def antithetic(root: Tensor, count: int) -> list[Tensor]:

@@ -114,6 +114,12 @@ class PseudoData:
         covariance = torch.linalg.inv(fisher + _VAGUE * torch.eye(u.shape[1]).to(u))
         return cls(u + (covariance @ score[..., None])[..., 0], covariance, rough, shape)
 
+    @property
+    def information(self) -> Tensor:
+        """1/V of each parameter, 0 where most of it is the vague term's: there ũ is a guess and no datum, (N, P)."""
+        precision = 1 / self.covariance.diagonal(dim1=1, dim2=2)
+        return torch.where(precision > 2 * _VAGUE, precision, 0.0)
+
     def window(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Pixel numbers (n,), places (n, 2) and the block-diagonal noise covariance (n·P, n·P) of a window."""
         index = torch.arange(math.prod(self.shape)).reshape(self.shape)[rows, columns].flatten()

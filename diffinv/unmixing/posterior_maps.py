@@ -67,23 +67,23 @@ def posterior(
     """The Gaussian-field posterior about a smooth map.
 
     Arguments: rounds: of linearisation; the first about `start`, the second about the posterior mean of the first, later ones
-        half way from the point before to the mean that it gave. The last round alone is of all fields that the data leave
-        likely, those before of the most probable one.
+        half way from the point before to the mean that it gave. Rounds are of the most probable field, the answer of all that
+        the data leave likely.
     """
     amplitude, u, about = start.amplitude, start.u, start.u
     fitted, rough, least = None, roughness(start.u, shape), _least(mixture, data, start.u)
     for number in range(rounds):
-        amplitude, before = torch.maximum(amplitude, least), u
+        held, before = torch.maximum(amplitude, least), u
         about = (u if number < _FULL else (u + about) / 2).clamp(0, 1)
-        step = quadratic(mixture, data, amplitude, about)
+        step = quadratic(mixture, data, held, about)
         pseudo = PseudoData.of(about, step.score, step.fisher, rough, shape)
         fitted = fit_field(pseudo, plan) if fitted is None else fitted
-        last = number == rounds - 1
-        found = fitted.posterior(pseudo, plan) if last else field_posterior(pseudo, fitted.best, plan)
-        mean, std = _amplitudes(step, found, amplitude, about)
-        amplitude, u = mean, found.mean
+        found = field_posterior(pseudo, fitted.best, plan)
+        amplitude, u = _amplitudes(step, found, held, about)[0], found.mean
+    found = fitted.posterior(pseudo, plan)
+    mean, std = _amplitudes(step, found, held, about)
     width = found.covariance.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
-    return Posterior(found.mean, found.covariance, mean, std, fitted.best, ((found.mean - before).abs() / width).amax(1))
+    return Posterior(found.mean, found.covariance, mean, std, fitted.best, ((u - before).abs() / width).amax(1))
 
 
 def _least(mixture: Mixture, data: SpectralData, u: Tensor) -> Tensor:

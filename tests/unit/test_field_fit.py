@@ -90,3 +90,22 @@ def test_errors_know_that_a_field_is_learnt_from_little() -> None:
     alone, mixed = (torch.tensor(z2[pairs], dtype=F64) for pairs in (0, 4))
     assert float(alone.mean()) > float(mixed.mean()) + 0.05
     assert abs(float(mixed.mean()) - 1) < 3 * float(mixed.std()) / math.sqrt(len(mixed))
+
+
+def test_pixels_without_data_say_nothing_of_the_height() -> None:
+    """Data in every second pixel, and no information in the others: the field is as high as from those that have data."""
+    side = 16
+    _, data = pseudo(field(0.3, 4.0), side, 8, 0.1)
+    gone = torch.arange(side**2) % 2 == 1
+    smooth = torch.where(gone[:, None], 0.5, data.value)
+    covariance = torch.where(gone[:, None, None], 1000.0, data.covariance)
+    holed = PseudoData(smooth, covariance, data.rough, data.shape)
+    assert bool((holed.information[gone] == 0).all()) and bool((holed.information[~gone] > 0).all())
+    whole, half = (fit_field(d, FieldPlan(pairs=0)).best.variance(data.rough[:1]).sqrt() for d in (data, holed))
+    assert 0.7 < float(half / whole) < 1.4
+
+
+def test_the_root_does_not_turn_with_the_basis_of_equal_directions() -> None:
+    width = torch.tensor([1.0, 2.0, 0.5], dtype=F64)
+    flat = laplace_root(lambda x: 0.0 * x.sum(), torch.zeros(3, dtype=F64), width)
+    torch.testing.assert_close(flat, torch.diag(width))
