@@ -2,12 +2,14 @@
 
 One step of Fisher scoring from a smooth map gives Gaussian pseudo-data, ũ_i = u_i + F_i⁻¹ s_i ~ N(u_true, F_i⁻¹), and
 
-    u_i = m + e_i^β L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(|i − i'|/ℓ_tq),   L_t lower triangular,
+    u_i = m + E_i L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(|i − i'|/ℓ_tq),   L_t lower triangular,
+    E_i = diag(e_i^β_p),
 
 with m ~ N(½, 1/12) for each parameter, as its box has it, is a prior for all parameters jointly (a linear model of
 coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂ Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth maps
-are about pixel i (`roughness`): clumps and edges get wide priors, calm regions narrow ones, if the data want β > 0. An edge of
-one parameter is an edge of what is looked at, so that e is common to all; and it is no wider than an edge is seen, since beyond
+are about pixel i (`roughness`): clumps and edges get wide priors, calm regions narrow ones, of a parameter whose data want β > 0.
+An edge of one parameter is an edge of what is looked at, so that e is common to all, but how far each has it is its own, and
+learnt; and it is no wider than an edge is seen, since beyond
 it the prior would be too wide and, its height being learnt from all pixels, at the edge too narrow. L, ℓ and β are learnt
 from the data, see `field_fit`. The posterior of a block of pixels is exact given the pseudo-data in the block and in a margin
 about it, beyond which the data are screened by those within: linear in the pixels too; a map of one window is exact.
@@ -49,7 +51,7 @@ class FieldPlan:
     tiles: int = 48
     block: int = 8
     margin: int = 6
-    iterations: int = 20
+    iterations: int = 100
     pairs: int = 4
 
 
@@ -69,7 +71,7 @@ KERNELS = (exponential, matern)
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """roots: L_t (2, P, P), of `KERNELS`. lengths: ℓ (2, P) in pixels. power: β."""
+    """roots: L_t (2, P, P), of `KERNELS`. lengths: ℓ (2, P) in pixels. power: β (P,)."""
 
     roots: Tensor
     lengths: Tensor
@@ -77,18 +79,19 @@ class Field:
 
     def covariance(self, distance: Tensor, rough: Tensor, rough_too: Tensor) -> Tensor:
         """(n, m) pixel distances and roughness (n,), (m,) → (n·P, m·P), a pixel's parameters together."""
-        scale = (rough[:, None] * rough_too) ** self.power
-        first, second = (kernel(distance[..., None] / lengths) for kernel, lengths in zip(KERNELS, self.lengths, strict=True))
-        weights = torch.cat([scale[..., None] * first, second], -1)
-        products = torch.einsum("tpq,trq->tqpr", self.roots, self.roots).flatten(0, 1)
-        size = self.roots.shape[-1]
-        blocks = (weights.flatten(0, 1) @ products.flatten(1)).reshape(*distance.shape, size, size)
-        return blocks.transpose(1, 2).reshape(len(distance) * size, -1)
+        size, parts = self.roots.shape[-1], []
+        for kernel, root, lengths in zip(KERNELS, self.roots, self.lengths, strict=True):
+            products = torch.einsum("pq,rq->qpr", root, root).flatten(1)
+            blocks = (kernel(distance[..., None] / lengths).flatten(0, 1) @ products).reshape(*distance.shape, size, size)
+            parts.append(blocks.transpose(1, 2).reshape(len(distance) * size, -1))
+        scale, scale_too = ((part[:, None] ** self.power).flatten() for part in (rough, rough_too))
+        return scale[:, None] * parts[0] * scale_too + parts[1]
 
     def variance(self, rough: Tensor) -> Tensor:
         """(n, P, P) of a pixel's parameters."""
         first, second = self.roots @ self.roots.mT
-        return (rough ** (2 * self.power))[:, None, None] * first + second
+        scale = rough[:, None] ** self.power
+        return scale[:, :, None] * first * scale[:, None] + second
 
 
 @dataclass(frozen=True, eq=False)

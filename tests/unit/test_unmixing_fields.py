@@ -36,7 +36,7 @@ F64 = torch.float64
 FIELD = Field(
     torch.tensor([[[0.1, 0.0], [-0.05, 0.1]], [[0.2, 0.0], [0.1, 0.1]]], dtype=F64),
     torch.tensor([[2.0, 3.0], [6.0, 5.0]], dtype=F64),
-    torch.tensor([0.7], dtype=F64),
+    torch.tensor([0.7, 0.2], dtype=F64),
 )
 MEAN = torch.eye(2, dtype=F64) / 12  # variance of what is common to all pixels
 
@@ -72,6 +72,19 @@ def test_kernels_are_one_at_zero_and_fall_as_their_smoothness_says() -> None:
     assert float(matern(r)[0]) == float(exponential(r)[0]) == 1
 
 
+def test_covariance_of_two_pixels_is_the_sum_over_its_factors() -> None:
+    """⟨u_ip u_jr⟩ = Σ_q e_i^β_p L₁pq k₁ e_j^β_r L₁rq + L₂pq k₂ L₂rq, by loops."""
+    distance, rough = places(3)
+    found = FIELD.covariance(distance[:4], rough[:4], rough).reshape(4, 2, 9, 2)
+    for i, p, j, r in [(0, 0, 0, 0), (1, 0, 5, 1), (3, 1, 2, 0), (2, 1, 8, 1)]:
+        scale, expected = rough[i] ** FIELD.power[p] * rough[j] ** FIELD.power[r], 0.0
+        for t, kernel in enumerate((exponential, matern)):
+            for q in range(2):
+                shared = FIELD.roots[t, p, q] * FIELD.roots[t, r, q] * kernel(distance[i, j] / FIELD.lengths[t, q])
+                expected = expected + (scale if t == 0 else 1) * shared
+        assert float(found[i, p, j, r]) == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_variance_is_the_diagonal_of_the_covariance() -> None:
     distance, rough = places(4)
     blocks = FIELD.covariance(distance, rough, rough).reshape(16, 2, 16, 2)
@@ -102,7 +115,7 @@ def test_slopes_of_the_evidence_are_those_of_differences() -> None:
 
 def test_a_field_that_is_longer_than_a_tile_keeps_its_height() -> None:
     """12 tiles of 5 pixels from each of 8 maps of 40, ℓ of 8: the median of the fitted σ about m is the true one to ± 20 %."""
-    field = Field(torch.stack([0.02 * torch.eye(1, dtype=F64), 0.3 * torch.eye(1, dtype=F64)]), full(8.0, 2), FIELD.power)
+    field = Field(torch.stack([0.02 * torch.eye(1, dtype=F64), 0.3 * torch.eye(1, dtype=F64)]), full(8.0, 2), FIELD.power[:1])
     distance = places(40)[0]
     rough = torch.ones(1600, dtype=F64)
     root = torch.linalg.cholesky(field.covariance(distance, rough, rough) + 1e-9 * torch.eye(1600, dtype=F64))
