@@ -10,8 +10,8 @@ factors of e and 2 in heights and lengths.
 Maps of few counts leave θ open, and the most probable field alone gives too small errors. With H the second derivatives of
 −log p at the maximum θ̂, p(θ | ũ) ≈ N(θ̂, H⁻¹), and this is replaced by points in pairs, θ̂ ± √D R q_j with R Rᵀ = H⁻¹ and q_j
 orthonormal in a random direction of D dimensions, which have its mean and, on average over directions, its covariance (Laplace's
-approximation with antithetic directions). Where p is lower at a point than this Gaussian says, the point has as much less weight,
-which θ̂ then has. The posterior of the maps is the mixture of those of the fields. H is that of tiles taken as independent: where
+approximation with antithetic directions); each is then moved along its line to where p is as low as it says, which follows a p
+that is skewed. The posterior of the maps is the mixture of those of the fields. H is that of tiles taken as independent: where
 fields are longer than a tile, θ is known somewhat less well than it says.
 Invariant: an answer is the same each time; directions come from a fixed seed.
 
@@ -49,25 +49,24 @@ _HEIGHT, _LENGTH, _BEND = 1.0, 0.7, 1.0  # w of log-heights, log ℓ and β
 _MOST = 0.25  # variance of values in [0, 1]
 _GAIN = 1e-3  # nats; also w of a step, and nats a w of a slope
 _STEP = 0.02  # w, of differences
+_SECANTS = 4
 _SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
 class FittedField:
-    """best: at θ̂. likely: fields that stand for p(θ | ũ), and their weights (n,), of sum 1."""
+    """best: at θ̂. likely: the points that stand for p(θ | ũ); `best` alone if none were asked for."""
 
     best: Field
     likely: tuple[Field, ...]
-    weights: Tensor
 
     def posterior(self, data: PseudoData, plan: FieldPlan = FieldPlan()) -> FieldPosterior:
         """Mean and covariance of the mixture of the posteriors of `likely`."""
         found = [field_posterior(data, field, plan) for field in self.likely]
         means = torch.stack([part.mean for part in found])
-        mean = torch.einsum("k,knp->np", self.weights, means)
-        gaps = means - mean
-        within = torch.einsum("k,knpq->npq", self.weights, torch.stack([part.covariance for part in found]))
-        return FieldPosterior(mean, within + torch.einsum("k,knp,knq->npq", self.weights, gaps, gaps))
+        gaps = means - means.mean(0)
+        between = torch.einsum("knp,knq->npq", gaps, gaps) / len(gaps)
+        return FieldPosterior(means.mean(0), torch.stack([part.covariance for part in found]).mean(0) + between)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,22 +134,30 @@ def fit_field(data: PseudoData, plan: FieldPlan = FieldPlan()) -> FittedField:
     loss = lambda theta: -log_evidence(hyper.field(theta), tiles) - hyper.log_prob(theta)
     start = min((hyper.shorter(factor) for factor in _STARTS), key=lambda theta: _loss_or_infinity(loss, theta).item())
     best = _minimise(loss, start, hyper.width, plan.iterations)
-    points = [best + point for point in antithetic(laplace_root(loss, best, hyper.width), plan.pairs)] if plan.pairs else []
-    weights = point_weights(loss, best, points)
-    kept = [(hyper.field(point), weight) for point, weight in zip([best, *points], weights, strict=True) if weight > 0]
-    return FittedField(hyper.field(best), tuple(field for field, _ in kept), torch.stack([weight for _, weight in kept]))
+    field = hyper.field(best)
+    if not plan.pairs:
+        return FittedField(field, (field,))
+    steps = antithetic(laplace_root(loss, best, hyper.width), plan.pairs)
+    return FittedField(field, tuple(hyper.field(point) for point in contour(loss, best, steps)))
 
 
-def point_weights(loss: Callable[[Tensor], Tensor], best: Tensor, points: Sequence[Tensor]) -> Tensor:
-    """Of θ̂ and n points (1 + n,): min(1, p/p_Laplace)/n each, p_Laplace = p(θ̂) exp(−D/2) at √D σ, and the rest for θ̂.
+def contour(loss: Callable[[Tensor], Tensor], best: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
+    """θ̂ + t δ of each step, p lower there by e^(D/2), as it is at √D σ of a Gaussian: t = 1 if p is one.
 
-    A point at which the field is no covariance in floating point has none.
+    By secants of a parabola through θ̂, t ≤ 2, and never where the field is no covariance in floating point.
     """
-    if not points:
-        return best.new_ones(1)
-    least = loss(best) + len(best) / 2
-    weights = torch.stack([(least - _loss_or_infinity(loss, point)).clamp_max(0).exp() for point in points]) / len(points)
-    return torch.cat([(1 - weights.sum(0, keepdim=True)).clamp_min(0), weights])
+    with torch.no_grad():
+        least, wanted, points = loss(best).item(), len(best) / 2, []
+        for step in steps:
+            t, known, beyond = 1.0, 0.0, math.inf
+            for _ in range(_SECANTS):
+                rise = _loss_or_infinity(loss, best + t * step).item() - least
+                if math.isinf(rise):
+                    t, beyond = (known + t) / 2, t
+                else:
+                    known, t = t, min(2.0, t * math.sqrt(wanted / max(rise, 1e-3 * wanted)), (t + beyond) / 2)
+            points.append(best + known * step)
+    return points
 
 
 def _loss_or_infinity(loss: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
