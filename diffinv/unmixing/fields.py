@@ -6,7 +6,7 @@ One step of Fisher scoring from a smooth map gives Gaussian pseudo-data, ũ_i = 
     E_i = diag(e_i^β_p),
 
 with m ~ N(½, 1/12) for each parameter, as its box has it, is a prior for all parameters jointly (a linear model of
-coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂ Matérn's of ν = 5/2. e_i ≥ 0 is how rough the smooth maps
+coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂ Matérn's of ν = 5/2. e_i > 0 is how rough the smooth maps
 are about pixel i (`roughness`): clumps and edges get wide priors, calm regions narrow ones, of a parameter whose data want β > 0.
 An edge of one parameter is an edge of what is looked at, so that e is common to all, but how far each has it is its own, and
 learnt; and it is no wider than an edge is seen, since beyond
@@ -42,8 +42,9 @@ _VAGUE = 1e-3  # information of a parameter's box, added to every pixel, so that
 class FieldPlan:
     """How a field is fitted and used.
 
-    values: of a tile of the marginal likelihood at most (pixels times parameters); `tiles` of them are taken at most, evenly
-    spaced. block, margin: pixels a side of what a window returns, and pixels about it that it also sees. iterations: of L-BFGS.
+    values: of a tile of the marginal likelihood, about (pixels times parameters); `tiles` of them are taken at most, evenly
+    spaced. block, margin: pixels a side of what a window returns, and pixels about it that it also sees. evaluations: of the
+    evidence in the search for its maximum, at most.
     pairs: of fields that stand for what the data leave open of L, ℓ and β, see `field_fit`; 0: the most probable field alone.
     """
 
@@ -51,7 +52,7 @@ class FieldPlan:
     tiles: int = 48
     block: int = 8
     margin: int = 6
-    iterations: int = 100
+    evaluations: int = 100
     pairs: int = 4
 
 

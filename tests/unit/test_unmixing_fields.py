@@ -125,7 +125,7 @@ def test_a_field_that_is_longer_than_a_tile_keeps_its_height() -> None:
         value = (0.5 + root @ draw[0] + 0.1 * draw[1])[:, None]
         data = PseudoData(value, torch.full((1600, 1, 1), 0.01, dtype=F64), rough, (40, 40))
         found.append(
-            float(fit_field(data, FieldPlan(values=25, tiles=12, iterations=40, pairs=0)).best.variance(rough[:1]).sqrt())
+            float(fit_field(data, FieldPlan(values=25, tiles=12, evaluations=40, pairs=0)).best.variance(rough[:1]).sqrt())
         )
     assert float(torch.tensor(found).median()) == pytest.approx(0.3, rel=0.2)
 
@@ -169,7 +169,7 @@ def test_posterior_covers_truths_of_its_own_prior() -> None:
 def test_a_fitted_field_has_more_evidence_than_the_true_one() -> None:
     """And is near it: the posterior it gives has the truth's errors."""
     truth, data = simulate(16, 7, sigma=0.05)
-    plan = FieldPlan(tiles=1, iterations=30)
+    plan = FieldPlan(tiles=1, evaluations=30)
     field = fit_field(data, plan).best
     tile = Tile.of(data, slice(0, 16), slice(0, 16))
     values = [float(log_evidence(f, [tile])) for f in (field, FIELD)]

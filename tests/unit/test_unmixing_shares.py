@@ -65,7 +65,7 @@ def test_maps_of_ratios_err_less_than_free_amplitudes() -> None:
     pixels = PixelPlan((0.25, 0.75), refined=1)
     start = SHARES.start(data, (side, side), 3, pixels)
     smooth = fit_map_at(SHARES, data, (side, side), start, 1.0, MapPlan(scales=2, rounds=3, iterations=40))
-    found = posterior(SHARES, data, (side, side), smooth, FieldPlan(values=256, tiles=2, iterations=10))
+    found = posterior(SHARES, data, (side, side), smooth, FieldPlan(values=256, tiles=2, evaluations=10))
     mean = SHARES.unblended(data, found).amplitude
     error = lambda amplitude: float((amplitude - truth).pow(2).mean().sqrt())
     assert error(mean[:, 1]) < error(fit_pixels(BOTH, data, pixels).amplitude[:, 1])
@@ -75,7 +75,7 @@ def test_unmixing_with_shares_reports_the_parameters_of_the_components() -> None
     side = 8
     u = torch.tensor([0.4, 0.6, 0.5, 0.5], dtype=F64).expand(side**2, 4)
     data = counts(SHARES, full(500.0, side**2), u)
-    maps, field = MapPlan(scales=2, kappas=(1.0,)), FieldPlan(values=128, tiles=2, iterations=5)
+    maps, field = MapPlan(scales=2, kappas=(1.0,)), FieldPlan(values=128, tiles=2, evaluations=5)
     found = unmix_shares(BOTH, data, (side, side), UnmixingPlan(PixelPlan((0.25, 0.75)), maps, field))
     post = found.posterior
     assert post.u.shape == (side**2, 3) and post.covariance.shape == (side**2, 3, 3)
