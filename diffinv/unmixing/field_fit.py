@@ -1,12 +1,12 @@
 """What the data say of a field: its heights, correlations, lengths and the part of the roughness, with their errors.
 
-θ = (log-diagonal and lower entries of L₁, L₂; log ℓ; β) has the posterior
+θ = (log-diagonal and lower entries of L₁, L₂; log ℓ; β; log α) has the posterior
 
     log p(θ | ũ) = log p(ũ | θ) − ½ Σ_k ((θ_k − θ⁰_k)/w_k)²,   log p(ũ | θ) of tiles that share m, see `fields.log_evidence`.
 
 Tiles are taken as independent given m: unbiased estimating equations at a cost that does not grow with the map. θ⁰ are half of
-the spread of the good data to each term, as far as it is known (`known_spread`), lengths of 8 and 16 pixels and β = ½; w is wide:
-factors of e and 2 in heights and lengths, 1 in β.
+the spread of the good data to each term, as far as it is known (`known_spread`), lengths of 8 and 16 pixels, β = ½ and
+α = e⁻¹ an rms of brightness; w is wide: factors of e and 2 in heights and lengths, 1 in β, e in α.
 Maps of few counts leave θ open, and the most probable field alone gives too small errors. With H the second derivatives of
 −log p at the maximum θ̂, p(θ | ũ) ≈ N(θ̂, H⁻¹), and this is replaced by points in pairs, θ̂ ± √D R q_j with R Rᵀ = H⁻¹ and q_j
 orthonormal in a random direction of D dimensions, which have its mean and, on average over directions, its covariance (Laplace's
@@ -44,9 +44,9 @@ from diffinv.unmixing.fields import (
 )
 
 _LENGTHS = (8.0, 16.0)  # pixels
-_POWER = 0.5  # β
+_POWER, _WARP = 0.5, -1.0  # β, log α
 _STARTS = (1.0, 0.5, 0.25)  # lengths from which to look for the maximum, the likeliest of them: too long ones find a lesser one
-_HEIGHT, _LENGTH, _BEND = 1.0, 0.7, 1.0  # w of log-heights, log ℓ and β
+_HEIGHT, _LENGTH, _BEND = 1.0, 0.7, 1.0  # w of log-heights, log ℓ, and β and log α
 _SPREAD = 1 / 24  # τ, variance of maps that nothing is known of: half of a box's
 _LEAST = 1e-60  # of sums of powers of precisions
 _GAIN = 1e-3  # nats; also w of a step, and nats a w of a slope
@@ -90,8 +90,8 @@ class _Hyperprior:
         widths = torch.where(rows == columns, _HEIGHT, heights[rows])
         full = lambda count, value: torch.full((count,), value).to(heights)
         lengths = [full(size, math.log(value)) for value in _LENGTHS]
-        centre = torch.cat([*[lower] * len(KERNELS), *lengths, full(size, _POWER)])
-        wide = [full(size * len(KERNELS), _LENGTH), full(size, _BEND)]
+        centre = torch.cat([*[lower] * len(KERNELS), *lengths, full(size, _POWER), full(1, _WARP)])
+        wide = [full(size * len(KERNELS), _LENGTH), full(size + 1, _BEND)]
         return cls(centre, torch.cat([*[widths] * len(KERNELS), *wide]), size)
 
     def log_prob(self, theta: Tensor) -> Tensor:
@@ -107,13 +107,13 @@ class _Hyperprior:
 
     def field(self, theta: Tensor) -> Field:
         terms, entries = len(KERNELS), self.size * (self.size + 1) // 2
-        lower, length, power = theta.split([terms * entries, terms * self.size, self.size])
+        lower, length, power, warp = theta.split([terms * entries, terms * self.size, self.size, 1])
         rows, columns = torch.tril_indices(self.size, self.size, device=theta.device)
         roots = []
         for packed in lower.split(entries):
             root = theta.new_zeros(self.size, self.size).index_put((rows, columns), packed)
             roots.append(root.tril(-1) + torch.diag(root.diagonal().exp()))
-        return Field(torch.stack(roots), length.exp().reshape(terms, self.size), power)
+        return Field(torch.stack(roots), length.exp().reshape(terms, self.size), power, warp[0].exp())
 
 
 def known_spread(value: Tensor, precision: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 One step of Fisher scoring from a smooth map gives Gaussian pseudo-data, ũ_i = u_i + F_i⁻¹ s_i ~ N(u_true, F_i⁻¹), and
 
-    u_i = m + E_i L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(|i − i'|/ℓ_tq),   L_t lower triangular,
-    E_i = diag(e_i^β_p),
+    u_i = m + E_i L₁ f_1i + L₂ f_2i,   f_tq independent with covariance k_t(r_ijtq),   L_t lower triangular,
+    E_i = diag(e_i^β_p),   r_ijtq² = |i − i'|²/ℓ_tq² + α² (b_i − b_i')²,
 
 with m ~ N(½, 1/12) for each parameter, as its box has it, is a prior for all parameters jointly (a linear model of
-coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂ Matérn's of ν = 5/2. e_i > 0 is how rough the smooth maps
-are about pixel i (`roughness`): clumps and edges get wide priors, calm regions narrow ones, of a parameter whose data want β > 0.
-An edge of one parameter is an edge of what is looked at, so that e is common to all, but how far each has it is its own, and
-learnt; and it is no wider than an edge is seen, since beyond
-it the prior would be too wide and, its height being learnt from all pixels, at the edge too narrow. L, ℓ and β are learnt
+coregionalisation) with a rough and a smooth term: k₁ = exp(−r), k₂ Matérn's of ν = 5/2. What is seen has two parts in it.
+e_i > 0 is how rough the smooth maps are about pixel i (`roughness`): clumps and edges get wide priors, calm regions narrow ones,
+of a parameter whose data want β > 0. An edge of one parameter is an edge of what is looked at, so that e is common to all, but
+how far each has it is its own; and it is no wider than an edge is seen, since beyond it the prior would be too wide and, its
+height being learnt from all pixels, at the edge too narrow. b_i is the brightness (`brightness`), whose noise is not the maps':
+pixels that differ in it are as if farther apart, so that a clump has values of its own within, if the data want α > 0. This is
+a distance between points (x, y, b), and its kernels are covariances (a deformation of space). L, ℓ, β and α are learnt
 from the data, see `field_fit`. The posterior of a block of pixels is exact given the pseudo-data in the block and in a margin
 about it, beyond which the data are screened by those within: linear in the pixels too; a map of one window is exact.
 The width of this posterior covers because the prior's length and height are learnt from the data; that of a sparse map does not.
@@ -19,7 +21,8 @@ the width is that of its mean.
 Invariant: a pixel without data has the posterior that its surroundings give it, and the prior's far from them.
 
 References: Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006; Varin, Reid & Firth, *An overview of composite
-likelihood methods*, 2011; Alvarez, Rosasco & Lawrence, *Kernels for vector-valued functions*, 2012, arXiv:1106.6251.
+likelihood methods*, 2011; Alvarez, Rosasco & Lawrence, *Kernels for vector-valued functions*, 2012, arXiv:1106.6251; Schmidt &
+O'Hagan, *Bayesian inference for non-stationary spatial covariance structure via spatial deformations*, 2003.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from diffinv.unmixing.starlet import Starlet
 
 _FINE, _CALM = 2, 0.1  # of the roughness: starlet scales, least value
 _CENTRE, _BOX = 0.5, 1 / 12  # mean and variance of m
+_NEAR = 1e-24  # r², where a root has a slope
 _VAGUE = 1e-3  # information of a parameter's box, added to every pixel, so that F⁻¹ exists where there are no data
 
 
@@ -45,7 +49,7 @@ class FieldPlan:
     values: of a tile of the marginal likelihood, about (pixels times parameters); `tiles` of them are taken at most, evenly
     spaced. block, margin: pixels a side of what a window returns, and pixels about it that it also sees. evaluations: of the
     evidence in the search for its maximum, at most.
-    pairs: of fields that stand for what the data leave open of L, ℓ and β, see `field_fit`; 0: the most probable field alone.
+    pairs: of fields that stand for what the data leave open of L, ℓ, β and α, see `field_fit`; 0: the most probable field alone.
     """
 
     values: int = 512
@@ -71,27 +75,52 @@ KERNELS = (exponential, matern)
 
 
 @dataclass(frozen=True, eq=False)
+class Sites:
+    """Pixels, as a field knows them: place (n, 2), roughness e (n,) and brightness b (n,)."""
+
+    place: Tensor
+    rough: Tensor
+    bright: Tensor
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], rough: Tensor, bright: Tensor) -> Sites:
+        """All pixels of a map (H, W), row by row."""
+        index = torch.arange(math.prod(shape), device=rough.device)
+        return cls(torch.stack([index // shape[1], index % shape[1]], 1).to(rough), rough, bright)
+
+    def __len__(self) -> int:
+        return len(self.rough)
+
+    def __getitem__(self, index: Tensor) -> Sites:
+        return Sites(self.place[index], self.rough[index], self.bright[index])
+
+
+@dataclass(frozen=True, eq=False)
 class Field:
-    """roots: L_t (2, P, P), of `KERNELS`. lengths: ℓ (2, P) in pixels. power: β (P,)."""
+    """roots: L_t (2, P, P), of `KERNELS`. lengths: ℓ (2, P) in pixels. power: β (P,). warp: α ()."""
 
     roots: Tensor
     lengths: Tensor
     power: Tensor
+    warp: Tensor
 
-    def covariance(self, distance: Tensor, rough: Tensor, rough_too: Tensor) -> Tensor:
-        """(n, m) pixel distances and roughness (n,), (m,) → (n·P, m·P), a pixel's parameters together."""
-        size, parts = self.roots.shape[-1], []
+    def covariance(self, here: Sites, there: Sites) -> Tensor:
+        """Of n and m pixels, (n·P, m·P), a pixel's parameters together."""
+        size, parts, shape = self.roots.shape[-1], [], (len(here), len(there))
+        distance = (here.place[:, None] - there.place).pow(2).sum(-1)
+        unlike = (self.warp * (here.bright[:, None] - there.bright)).pow(2)
         for kernel, root, lengths in zip(KERNELS, self.roots, self.lengths, strict=True):
             products = torch.einsum("pq,rq->qpr", root, root).flatten(1)
-            blocks = (kernel(distance[..., None] / lengths).flatten(0, 1) @ products).reshape(*distance.shape, size, size)
-            parts.append(blocks.transpose(1, 2).reshape(len(distance) * size, -1))
-        scale, scale_too = ((part[:, None] ** self.power).flatten() for part in (rough, rough_too))
+            r = (distance[..., None] / lengths**2 + unlike[..., None] + _NEAR).sqrt()
+            blocks = (kernel(r).flatten(0, 1) @ products).reshape(*shape, size, size)
+            parts.append(blocks.transpose(1, 2).reshape(len(here) * size, -1))
+        scale, scale_too = ((sites.rough[:, None] ** self.power).flatten() for sites in (here, there))
         return scale[:, None] * parts[0] * scale_too + parts[1]
 
-    def variance(self, rough: Tensor) -> Tensor:
+    def variance(self, sites: Sites) -> Tensor:
         """(n, P, P) of a pixel's parameters."""
         first, second = self.roots @ self.roots.mT
-        scale = rough[:, None] ** self.power
+        scale = sites.rough[:, None] ** self.power
         return scale[:, :, None] * first * scale[:, None] + second
 
 
@@ -105,18 +134,18 @@ class FieldPosterior:
 
 @dataclass(frozen=True, eq=False)
 class PseudoData:
-    """ũ (N, P), its covariance V = (F + vague)⁻¹ (N, P, P) and the roughness e (N,), of the pixels of a map (H, W)."""
+    """ũ (N, P), its covariance V = (F + vague)⁻¹ (N, P, P) and the sites, of the pixels of a map (H, W)."""
 
     value: Tensor
     covariance: Tensor
-    rough: Tensor
+    sites: Sites
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, u: Tensor, score: Tensor, fisher: Tensor, rough: Tensor, shape: tuple[int, int]) -> PseudoData:
+    def of(cls, u: Tensor, score: Tensor, fisher: Tensor, sites: Sites, shape: tuple[int, int]) -> PseudoData:
         """From the score and Fisher information about u."""
         covariance = torch.linalg.inv(fisher + _VAGUE * torch.eye(u.shape[1]).to(u))
-        return cls(u + (covariance @ score[..., None])[..., 0], covariance, rough, shape)
+        return cls(u + (covariance @ score[..., None])[..., 0], covariance, sites, shape)
 
     @property
     def information(self) -> Tensor:
@@ -124,15 +153,14 @@ class PseudoData:
         precision = 1 / self.covariance.diagonal(dim1=1, dim2=2)
         return torch.where(precision > 2 * _VAGUE, precision, 0.0)
 
-    def window(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixel numbers (n,), places (n, 2) and the block-diagonal noise covariance (n·P, n·P) of a window."""
+    def window(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Pixel numbers (n,) and the block-diagonal noise covariance (n·P, n·P) of a window."""
         index = torch.arange(math.prod(self.shape)).reshape(self.shape)[rows, columns].flatten()
-        places = torch.stack([index // self.shape[1], index % self.shape[1]], 1).to(self.value)
         size = self.value.shape[1]
         noise = self.value.new_zeros(len(index), size, len(index), size)
         pixel = torch.arange(len(index))
         noise[pixel, :, pixel] = self.covariance[index]
-        return index, places, noise.reshape(len(index) * size, -1)
+        return index, noise.reshape(len(index) * size, -1)
 
 
 def roughness(u: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -146,27 +174,45 @@ def roughness(u: Tensor, shape: tuple[int, int]) -> Tensor:
     return (local / local.mean(0).clamp_min(1e-12)).mean(1).sqrt().clamp_min(_CALM)
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a[:, None] - b).pow(2).sum(-1).clamp_min(1e-30).sqrt()
+def brightness(amplitude: Tensor, known: Tensor, shape: tuple[int, int]) -> Tensor:
+    """b (N,) of amplitudes (N, C): the root of their sum, smoothed as c₁ of a starlet is, less its mean, over its rms.
+
+    A root evens out the noise of photons; pixels that are not known (N,) have what is near.
+    """
+    root = filled(amplitude.sum(1).clamp_min(0).sqrt(), known, shape)
+    smooth = Starlet(1).smooth(root.reshape(1, 1, *shape), 0).flatten()
+    centred = smooth - smooth.mean()
+    return centred / centred.pow(2).mean().sqrt().clamp_min(1e-12)
+
+
+def filled(x: Tensor, known: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A map x (N,) with the weighted mean of the nearest pixels that are known (N,) in the place of others; zeros without any."""
+    starlet, seen = Starlet(1), known.to(x).reshape(1, 1, *shape)
+    sums, weights, found = x.reshape(1, 1, *shape) * seen, seen, x.reshape(1, 1, *shape) * seen
+    for scale in range(max(1, max(shape) - 1).bit_length()):
+        sums, weights = starlet.smooth(sums, scale), starlet.smooth(weights, scale)
+        new = (seen == 0) & (weights > 0)
+        found = torch.where(new, sums / torch.where(new, weights, 1.0), found)
+        seen = torch.where(new, 1.0, seen)
+    return found.flatten()
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """ũ (n·P,), pixels' parameters together, distances (n, n), roughness (n,) and the covariance of noise (n·P, n·P)."""
+    """ũ (n·P,), pixels' parameters together, their sites and the covariance of noise (n·P, n·P)."""
 
     value: Tensor
-    distance: Tensor
-    rough: Tensor
+    sites: Sites
     noise: Tensor
 
     @classmethod
     def of(cls, data: PseudoData, rows: slice, columns: slice) -> Tile:
-        index, places, noise = data.window(rows, columns)
-        return cls(data.value[index].flatten(), _distance(places, places), data.rough[index], noise)
+        index, noise = data.window(rows, columns)
+        return cls(data.value[index].flatten(), data.sites[index], noise)
 
     def covariance(self, field: Field) -> Tensor:
         """Of ũ given m: S = K + V."""
-        return field.covariance(self.distance, self.rough, self.rough) + self.noise
+        return field.covariance(self.sites, self.sites) + self.noise
 
 
 def log_evidence(field: Field, tiles: Sequence[Tile]) -> Tensor:
@@ -247,7 +293,7 @@ def mean_of(data: PseudoData, field: Field, plan: FieldPlan = FieldPlan()) -> tu
     side = max(1, math.isqrt(plan.values // size))
     for rows, columns in spread_tiles(data.shape, side, math.prod(data.shape)):
         tile = Tile.of(data, rows, columns)
-        common = _common(len(tile.rough), precision)
+        common = _common(len(tile.sites), precision)
         solved = torch.cholesky_solve(common, torch.linalg.cholesky(tile.covariance(field)))
         precision, shift = precision + common.mT @ solved, shift + solved.mT @ tile.value
     covariance = torch.linalg.inv(precision)
@@ -260,11 +306,11 @@ def _window_posterior(
     """Pixel numbers, mean (n·P,) and covariance (n, P, P) of one block, given the window about it and m̂, V_m."""
     size = data.value.shape[1]
     around = [slice(max(0, start - plan.margin), start + plan.block + plan.margin) for start in (top, left)]
-    index, places, noise = data.window(*around)
-    inner, targets, _ = data.window(slice(top, top + plan.block), slice(left, left + plan.block))
-    rough, wanted = data.rough[index], data.rough[inner]
-    root = torch.linalg.cholesky(field.covariance(_distance(places, places), rough, rough) + noise)
-    cross = field.covariance(_distance(places, targets), rough, wanted)
+    index, noise = data.window(*around)
+    inner, _ = data.window(slice(top, top + plan.block), slice(left, left + plan.block))
+    seen, wanted = data.sites[index], data.sites[inner]
+    root = torch.linalg.cholesky(field.covariance(seen, seen) + noise)
+    cross = field.covariance(seen, wanted)
     white = torch.linalg.solve_triangular(root, cross, upper=False)
     middle, unsure = common
     residual = (data.value[index] - middle).flatten()

@@ -19,7 +19,16 @@ from torch import Tensor
 from diffinv.core.rng import Rng
 from diffinv.noise.poisson import Poisson
 from diffinv.unmixing.field_fit import fit_field
-from diffinv.unmixing.fields import Field, FieldPlan, FieldPosterior, PseudoData, field_posterior, roughness
+from diffinv.unmixing.fields import (
+    Field,
+    FieldPlan,
+    FieldPosterior,
+    PseudoData,
+    Sites,
+    brightness,
+    field_posterior,
+    roughness,
+)
 from diffinv.unmixing.maps import ParameterMap
 from diffinv.unmixing.mixture import Coordinates, Mixture, SpectralData
 from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, UNCONVERGED, Quadratic, quadratic
@@ -71,12 +80,13 @@ def posterior(
         the data leave likely.
     """
     amplitude, u, about = start.amplitude, start.u, start.u
-    fitted, rough, least = None, roughness(start.u, shape), _least(mixture, data, start.u)
+    fitted, least = None, _least(mixture, data, start.u)
+    sites = Sites.of(shape, roughness(start.u, shape), brightness(start.amplitude, data.good.any(1), shape))
     for number in range(rounds):
         held, before = torch.maximum(amplitude, least), u
         about = (u if number < _FULL else (u + about) / 2).clamp(0, 1)
         step = quadratic(mixture, data, held, about)
-        pseudo = PseudoData.of(about, step.score, step.fisher, rough, shape)
+        pseudo = PseudoData.of(about, step.score, step.fisher, sites, shape)
         fitted = fit_field(pseudo, plan) if fitted is None else fitted
         found = field_posterior(pseudo, fitted.best, plan)
         amplitude, u = _amplitudes(step, found, held, about)[0], found.mean

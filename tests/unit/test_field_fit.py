@@ -11,9 +11,10 @@ from torch import Tensor
 from diffinv.core.checks import DiffinvError
 from diffinv.core.rng import Rng
 from diffinv.unmixing.field_fit import FittedField, antithetic, contour, fit_field, known_spread, laplace_root
-from diffinv.unmixing.fields import Field, FieldPlan, PseudoData, field_posterior
+from diffinv.unmixing.fields import Field, FieldPlan, PseudoData, Sites, field_posterior
 
 F64 = torch.float64
+ZERO = torch.tensor(0.0, dtype=F64)
 
 
 def square(size: int, seed: int) -> Tensor:
@@ -23,20 +24,18 @@ def square(size: int, seed: int) -> Tensor:
 def field(height: float, length: float) -> Field:
     """One parameter; all of its variance in the smooth term."""
     return Field(
-        torch.tensor([[[1e-6]], [[height]]], dtype=F64), torch.full((2, 1), length, dtype=F64), torch.zeros(1, dtype=F64)
+        torch.tensor([[[1e-6]], [[height]]], dtype=F64), torch.full((2, 1), length, dtype=F64), torch.zeros(1, dtype=F64), ZERO
     )
 
 
 def pseudo(truth: Field, side: int, seed: int, sigma: float) -> tuple[Tensor, PseudoData]:
     """A map (N,) of a field about a mean from its box, and data of it."""
-    index = torch.arange(side**2)
-    places = torch.stack([index // side, index % side], 1).to(F64)
-    rough = torch.ones(side**2, dtype=F64)
-    covariance = truth.covariance(torch.cdist(places, places), rough, rough) + 1e-9 * torch.eye(side**2, dtype=F64)
+    sites = Sites.of((side, side), torch.ones(side**2, dtype=F64), torch.zeros(side**2, dtype=F64))
+    covariance = truth.covariance(sites, sites) + 1e-9 * torch.eye(side**2, dtype=F64)
     draw = Rng([seed]).normal(torch.empty(1, 2 * side**2 + 1, dtype=F64))[0]
     u = 0.5 + draw[-1] / math.sqrt(12) + torch.linalg.cholesky(covariance) @ draw[: side**2]
     value = (u + sigma * draw[side**2 : -1])[:, None]
-    return u, PseudoData(value, torch.full((side**2, 1, 1), sigma**2, dtype=F64), rough, (side, side))
+    return u, PseudoData(value, torch.full((side**2, 1, 1), sigma**2, dtype=F64), sites, (side, side))
 
 
 def test_root_is_that_of_the_inverse_curvature_and_no_wider_than_the_prior() -> None:
@@ -102,7 +101,7 @@ def test_errors_know_that_a_field_is_learnt_from_little() -> None:
     for seed in range(100):
         rng = Rng([1000 + seed]).normal(torch.empty(1, 4, dtype=F64))[0]
         heights, lengths = 0.1 * rng[:2].exp(), torch.tensor([8.0, 16.0], dtype=F64) * (0.7 * rng[2:]).exp()
-        truth = Field(heights.reshape(2, 1, 1), lengths.reshape(2, 1), torch.zeros(1, dtype=F64))
+        truth = Field(heights.reshape(2, 1, 1), lengths.reshape(2, 1), torch.zeros(1, dtype=F64), ZERO)
         u, data = pseudo(truth, 6, seed, 0.3)
         for pairs in z2:
             found = fit_field(data, FieldPlan(pairs=pairs)).posterior(data)
@@ -141,9 +140,10 @@ def test_maps_that_nothing_is_known_of_have_errors_of_a_box() -> None:
     for precision in (none, one, none.float()):
         guess = known_spread(value.to(precision), precision)
         assert guess.dtype == precision.dtype and guess.sqrt().tolist() == pytest.approx([0.182, 0.182], rel=0.01)
+    sites = Sites.of((8, 8), torch.ones(64, dtype=F64), torch.zeros(64, dtype=F64))
     covariance = torch.where(torch.arange(64)[:, None, None] == 9, 1e-6, 1000.0).to(F64)
     for given in (covariance, torch.full((64, 1, 1), 1000.0, dtype=F64)):
-        data = PseudoData(torch.full((64, 1), 0.5, dtype=F64), given, torch.ones(64, dtype=F64), (8, 8))
+        data = PseudoData(torch.full((64, 1), 0.5, dtype=F64), given, sites, (8, 8))
         found = fit_field(data).posterior(data)
         far = found.covariance[[7, 56, 63], 0, 0].sqrt()
         assert float(far.min()) > 0.15 and float(far.max()) < 0.6
@@ -163,9 +163,9 @@ def test_pixels_without_data_say_nothing_of_the_height() -> None:
     gone = torch.arange(side**2) % 2 == 1
     smooth = torch.where(gone[:, None], 0.5, data.value)
     covariance = torch.where(gone[:, None, None], 1000.0, data.covariance)
-    holed = PseudoData(smooth, covariance, data.rough, data.shape)
+    holed = PseudoData(smooth, covariance, data.sites, data.shape)
     assert bool((holed.information[gone] == 0).all()) and bool((holed.information[~gone] > 0).all())
-    whole, half = (fit_field(d, FieldPlan(pairs=0)).best.variance(data.rough[:1]).sqrt() for d in (data, holed))
+    whole, half = (fit_field(d, FieldPlan(pairs=0)).best.variance(data.sites[:1]).sqrt() for d in (data, holed))
     assert 0.7 < float(half / whole) < 1.4
 
 

@@ -18,9 +18,12 @@ from diffinv.unmixing.fields import (
     Field,
     FieldPlan,
     PseudoData,
+    Sites,
     Tile,
+    brightness,
     exponential,
     field_posterior,
+    filled,
     log_evidence,
     matern,
     mean_of,
@@ -37,22 +40,26 @@ FIELD = Field(
     torch.tensor([[[0.1, 0.0], [-0.05, 0.1]], [[0.2, 0.0], [0.1, 0.1]]], dtype=F64),
     torch.tensor([[2.0, 3.0], [6.0, 5.0]], dtype=F64),
     torch.tensor([0.7, 0.2], dtype=F64),
+    torch.tensor(0.4, dtype=F64),
 )
 MEAN = torch.eye(2, dtype=F64) / 12  # variance of what is common to all pixels
 
 
-def places(side: int) -> tuple[Tensor, Tensor]:
-    """Distances and roughness of a square map."""
-    index = torch.arange(side * side)
-    xy = torch.stack([index // side, index % side], 1).to(F64)
+def places(side: int) -> Sites:
+    """Pixels of a square map, unevenly rough and bright."""
     rough = 0.5 + Rng([3]).uniform(torch.empty(1, side * side, dtype=F64))[0]
-    return torch.cdist(xy, xy), rough
+    return Sites.of((side, side), rough, Rng([4]).normal(torch.empty(1, side * side, dtype=F64))[0])
+
+
+def even(side: int) -> Sites:
+    """Pixels of a square map that looks the same everywhere."""
+    return Sites.of((side, side), torch.ones(side**2, dtype=F64), torch.zeros(side**2, dtype=F64))
 
 
 def simulate(side: int, seed: int, sigma: float = 0.15) -> tuple[Tensor, PseudoData]:
     """A truth drawn from FIELD, (N, 2), and pseudo-data of it with correlated noise of uneven size."""
-    distance, rough = places(side)
-    root = torch.linalg.cholesky(FIELD.covariance(distance, rough, rough) + 1e-10 * torch.eye(2 * side**2, dtype=F64))
+    sites = places(side)
+    root = torch.linalg.cholesky(FIELD.covariance(sites, sites) + 1e-10 * torch.eye(2 * side**2, dtype=F64))
     rng = Rng([seed])
     common = 0.5 + rng.normal(torch.empty(1, 2, dtype=F64))[0] / math.sqrt(12)
     truth = common + (root @ rng.normal(torch.empty(1, 2 * side**2, dtype=F64))[0]).reshape(-1, 2)
@@ -62,7 +69,7 @@ def simulate(side: int, seed: int, sigma: float = 0.15) -> tuple[Tensor, PseudoD
         * (0.5 + torch.arange(side**2, dtype=F64) / side**2)[:, None, None]
     )
     value = truth + (half @ rng.normal(torch.empty(1, side**2, 2, 1, dtype=F64))[0])[..., 0]
-    return truth, PseudoData(value, half @ half.mT, rough, (side, side))
+    return truth, PseudoData(value, half @ half.mT, sites, (side, side))
 
 
 def test_kernels_are_one_at_zero_and_fall_as_their_smoothness_says() -> None:
@@ -74,21 +81,23 @@ def test_kernels_are_one_at_zero_and_fall_as_their_smoothness_says() -> None:
 
 def test_covariance_of_two_pixels_is_the_sum_over_its_factors() -> None:
     """⟨u_ip u_jr⟩ = Σ_q e_i^β_p L₁pq k₁ e_j^β_r L₁rq + L₂pq k₂ L₂rq, by loops."""
-    distance, rough = places(3)
-    found = FIELD.covariance(distance[:4], rough[:4], rough).reshape(4, 2, 9, 2)
+    sites = places(3)
+    found = FIELD.covariance(sites[torch.arange(4)], sites).reshape(4, 2, 9, 2)
     for i, p, j, r in [(0, 0, 0, 0), (1, 0, 5, 1), (3, 1, 2, 0), (2, 1, 8, 1)]:
-        scale, expected = rough[i] ** FIELD.power[p] * rough[j] ** FIELD.power[r], 0.0
+        scale, expected = sites.rough[i] ** FIELD.power[p] * sites.rough[j] ** FIELD.power[r], 0.0
         for t, kernel in enumerate((exponential, matern)):
             for q in range(2):
-                shared = FIELD.roots[t, p, q] * FIELD.roots[t, r, q] * kernel(distance[i, j] / FIELD.lengths[t, q])
+                apart = (sites.place[i] - sites.place[j]).norm() / FIELD.lengths[t, q]
+                apart = torch.hypot(apart, FIELD.warp * (sites.bright[i] - sites.bright[j]))
+                shared = FIELD.roots[t, p, q] * FIELD.roots[t, r, q] * kernel(apart)
                 expected = expected + (scale if t == 0 else 1) * shared
         assert float(found[i, p, j, r]) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_variance_is_the_diagonal_of_the_covariance() -> None:
-    distance, rough = places(4)
-    blocks = FIELD.covariance(distance, rough, rough).reshape(16, 2, 16, 2)
-    torch.testing.assert_close(FIELD.variance(rough), blocks[torch.arange(16), :, torch.arange(16)], rtol=1e-12, atol=0)
+    sites = places(4)
+    blocks = FIELD.covariance(sites, sites).reshape(16, 2, 16, 2)
+    torch.testing.assert_close(FIELD.variance(sites), blocks[torch.arange(16), :, torch.arange(16)], rtol=1e-10, atol=0)
 
 
 def halves(data: PseudoData) -> list[Tile]:
@@ -101,31 +110,32 @@ def halves(data: PseudoData) -> list[Tile]:
 def test_evidence_is_the_density_of_tiles_that_share_a_mean(count: int) -> None:
     _, data = simulate(5, 0)
     tiles = [Tile.of(data, slice(0, 5), slice(0, 5))] if count == 1 else halves(data)
-    own = torch.block_diag(*(FIELD.covariance(t.distance, t.rough, t.rough) + t.noise for t in tiles))
+    own = torch.block_diag(*(FIELD.covariance(t.sites, t.sites) + t.noise for t in tiles))
     expected = MultivariateNormal(torch.full((50,), 0.5, dtype=F64), own + MEAN.repeat(25, 25)).log_prob(data.value.flatten())
     torch.testing.assert_close(log_evidence(FIELD, tiles), expected, rtol=1e-10, atol=0)
 
 
 def test_slopes_of_the_evidence_are_those_of_differences() -> None:
     tiles = halves(simulate(4, 2)[1])
-    value = lambda r, n, p: log_evidence(Field(r, n, p), tiles)
-    parts = [v.clone().requires_grad_(True) for v in (FIELD.roots, FIELD.lengths, FIELD.power)]
+    value = lambda r, n, p, w: log_evidence(Field(r, n, p, w), tiles)
+    parts = [v.clone().requires_grad_(True) for v in (FIELD.roots, FIELD.lengths, FIELD.power, FIELD.warp)]
     assert torch.autograd.gradcheck(value, parts, rtol=1e-5, atol=1e-6)
 
 
 def test_a_field_that_is_longer_than_a_tile_keeps_its_height() -> None:
     """12 tiles of 5 pixels from each of 8 maps of 40, ℓ of 8: the median of the fitted σ about m is the true one to ± 20 %."""
-    field = Field(torch.stack([0.02 * torch.eye(1, dtype=F64), 0.3 * torch.eye(1, dtype=F64)]), full(8.0, 2), FIELD.power[:1])
-    distance = places(40)[0]
-    rough = torch.ones(1600, dtype=F64)
-    root = torch.linalg.cholesky(field.covariance(distance, rough, rough) + 1e-9 * torch.eye(1600, dtype=F64))
+    field = Field(
+        torch.stack([0.02 * torch.eye(1, dtype=F64), 0.3 * torch.eye(1, dtype=F64)]), full(8.0, 2), FIELD.power[:1], FIELD.warp
+    )
+    sites = even(40)
+    root = torch.linalg.cholesky(field.covariance(sites, sites) + 1e-9 * torch.eye(1600, dtype=F64))
     rng, found = Rng([11]), []
     for k in range(8):
         draw = rng.spawn(k).normal(torch.empty(1, 2, 1600, dtype=F64))[0]
         value = (0.5 + root @ draw[0] + 0.1 * draw[1])[:, None]
-        data = PseudoData(value, torch.full((1600, 1, 1), 0.01, dtype=F64), rough, (40, 40))
+        data = PseudoData(value, torch.full((1600, 1, 1), 0.01, dtype=F64), sites, (40, 40))
         found.append(
-            float(fit_field(data, FieldPlan(values=25, tiles=12, evaluations=40, pairs=0)).best.variance(rough[:1]).sqrt())
+            float(fit_field(data, FieldPlan(values=25, tiles=12, evaluations=40, pairs=0)).best.variance(sites[:1]).sqrt())
         )
     assert float(torch.tensor(found).median()) == pytest.approx(0.3, rel=0.2)
 
@@ -133,9 +143,9 @@ def test_a_field_that_is_longer_than_a_tile_keeps_its_height() -> None:
 def dense(data: PseudoData) -> tuple[Tensor, Tensor]:
     """Posterior mean (N, P) and std (N, P) in one piece."""
     side = data.shape[0]
-    distance, rough = places(side)
-    prior = FIELD.covariance(distance, rough, rough) + MEAN.repeat(side**2, side**2)
-    _, _, noise = data.window(slice(0, side), slice(0, side))
+    sites = places(side)
+    prior = FIELD.covariance(sites, sites) + MEAN.repeat(side**2, side**2)
+    _, noise = data.window(slice(0, side), slice(0, side))
     gain = torch.linalg.solve(prior + noise, prior).mT
     mean = 0.5 + (gain @ (data.value - 0.5).flatten()).reshape(-1, 2)
     return mean, (prior - gain @ prior).diagonal().sqrt().reshape(-1, 2)
@@ -183,12 +193,12 @@ def test_a_pixel_far_from_data_has_the_prior() -> None:
     side = 20
     fisher = torch.zeros(side**2, 2, 2, dtype=F64)
     fisher[0] = 1e4 * torch.eye(2, dtype=F64)
-    u, rough = torch.full((side**2, 2), 0.5, dtype=F64), torch.ones(side**2, dtype=F64)
+    u, sites = torch.full((side**2, 2), 0.5, dtype=F64), even(side)
     short = replace(FIELD, lengths=torch.ones(2, 2, dtype=F64))
-    data = PseudoData.of(u, torch.zeros_like(u), fisher, rough, (side, side))
+    data = PseudoData.of(u, torch.zeros_like(u), fisher, sites, (side, side))
     found = field_posterior(data, short)
     torch.testing.assert_close(found.mean[-1], torch.full((2,), 0.5, dtype=F64), rtol=0, atol=2e-3)
-    expected = FIELD.variance(rough)[-1] + mean_of(data, short)[1]
+    expected = FIELD.variance(sites)[-1] + mean_of(data, short)[1]
     torch.testing.assert_close(found.covariance[-1], expected, rtol=2e-3, atol=1e-5)
     assert bool((mean_of(data, short)[1].diagonal() < 1 / 12).all())
     torch.testing.assert_close(found.mean[0], u[0], rtol=0, atol=1e-3)
@@ -219,6 +229,40 @@ def test_roughness_is_common_to_parameters_whatever_their_units() -> None:
     calm = edge <= 0.1
     torch.testing.assert_close(both[~calm], ((edge**2 + noise**2) / 2)[~calm].sqrt(), rtol=1e-9, atol=0)
     assert bool((both[calm] >= (noise[calm] ** 2 / 2).sqrt() - 1e-9).all())
+
+
+def test_brightness_is_even_in_noise_and_has_no_edges_at_holes() -> None:
+    """A ramp with a step, a wide hole and a lost column: what is known stays, the step alone is rough."""
+    x = 4 * (torch.arange(32, dtype=F64) / 32 + (torch.arange(32) >= 16))
+    truth, known = x.expand(32, 32), torch.ones(32, 32, dtype=torch.bool)
+    known[8:20, 2:10], known[:, 27] = False, False
+    given = torch.where(known, truth, -5.0).flatten()
+    found = filled(given, known.flatten(), (32, 32))
+    assert torch.equal(found[known.flatten()], given[known.flatten()])
+    assert float((found - truth.flatten()).abs().max()) < 0.8
+    rough = roughness(found[:, None], (32, 32)).reshape(32, 32)
+    assert float(rough[:, 15:17].min()) > 4 * float(torch.cat([rough[:, :12], rough[:, 20:]], 1).max())
+    amplitude = torch.stack([given.clamp_min(0) ** 2, torch.zeros(1024, dtype=F64)], 1)
+    bright = brightness(amplitude, known.flatten(), (32, 32))
+    assert float(bright.mean()) == pytest.approx(0, abs=1e-12) and float(bright.pow(2).mean()) == pytest.approx(1)
+    assert float(torch.corrcoef(torch.stack([bright, truth.flatten()]))[0, 1]) > 0.99
+    assert torch.equal(brightness(amplitude, torch.zeros(1024, dtype=torch.bool), (32, 32)), torch.zeros(1024, dtype=F64))
+    assert float(filled(torch.full((1,), 3.0, dtype=F64), known[:1, 0], (1, 1))) == 3
+
+
+def test_a_clump_that_differs_in_brightness_has_values_of_its_own() -> None:
+    """No data within a bright square: its errors are those of the prior nearly, and small where it looks like the rest."""
+    side, inside = 12, torch.zeros(12, 12, dtype=torch.bool)
+    inside[4:8, 4:8] = True
+    inside, sites = inside.flatten(), even(12)
+    fisher = torch.where(inside[:, None, None], 0.0, 1e4) * torch.eye(2, dtype=F64)
+    u, widths = torch.full((side**2, 2), 0.5, dtype=F64), []
+    for contrast in (0.0, 6.0):
+        seen = replace(sites, bright=torch.where(inside, contrast, 0.0).to(F64))
+        data = PseudoData.of(u, torch.zeros_like(u), fisher, seen, (side, side))
+        found = field_posterior(data, replace(FIELD, lengths=4 * FIELD.lengths))
+        widths.append((found.covariance / FIELD.variance(seen)).diagonal(dim1=1, dim2=2)[inside])
+    assert float(widths[0].max()) < 0.2 and float(widths[1].min()) > 0.6
 
 
 def test_moments_and_quantiles_of_a_logarithmic_axis_are_those_of_the_lognormal() -> None:
@@ -318,7 +362,7 @@ def test_where_all_pixels_agree_the_width_is_that_of_their_mean(side: int) -> No
     for k in range(count):
         noise = 0.1 * rng.spawn(k).normal(torch.empty(count, size, 2, dtype=F64))[k]
         covariance = (0.1**2 * torch.eye(2, dtype=F64)).expand(size, 2, 2)
-        data = PseudoData(truth[k] + noise, covariance, torch.ones(size, dtype=F64), (side, side))
+        data = PseudoData(truth[k] + noise, covariance, even(side), (side, side))
         flat = replace(FIELD, roots=1e-6 * FIELD.roots)
         found = field_posterior(data, flat)
         z.append(((found.mean[0] - truth[k]) / found.covariance[0].diagonal().sqrt()).abs())

@@ -44,7 +44,7 @@ def test_errors_of_amplitudes_are_those_of_draws() -> None:
     u, total = points(1, 2).expand(count, 4), full(300.0, count)
     data = counts(SHARES, total, u)
     root = 0.01 * torch.tensor([[1, 0, 0, 0], [0.5, 1, 0, 0], [0, 0.3, 1, 0], [0.2, 0, -0.6, 1]], dtype=F64)
-    nowhere = Field(torch.zeros(2, 4, 4), torch.ones(2, 4), torch.ones(4))
+    nowhere = Field(torch.zeros(2, 4, 4), torch.ones(2, 4), torch.ones(4), torch.ones(()))
     found = Posterior(u, (root @ root.mT).expand(count, 4, 4), total, full(0.0, count), nowhere, torch.zeros(count))
     mean, std = SHARES.amplitudes(data, found)
     torch.testing.assert_close(mean.sum(1), total[:, 0])
