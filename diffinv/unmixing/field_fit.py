@@ -13,7 +13,7 @@ orthonormal in a random direction of D dimensions, which have its mean and, on a
 approximation with antithetic directions); each is then moved along its line to where p is as low as it says, which follows a p
 that is skewed, as Rue et al. do. The posterior of the maps is the mixture of those of the fields. H is that of tiles taken as
 independent: where fields are longer than a tile, θ is known somewhat less well than it says. Of maps of a few dozen noisy pixels,
-the mixture is up to a tenth too wide in σ and the most probable field as much too narrow.
+the mixture is up to a seventh too wide in σ and the most probable field a tenth too narrow.
 Invariant: an answer is the same each time; directions come from a fixed seed.
 
 References: Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006, §5; Varin, Reid & Firth, *An overview of
