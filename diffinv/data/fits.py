@@ -292,12 +292,15 @@ def _cards(header: fits.Header) -> dict[str, Value]:
 def _hdu(part: Plane | Table, *, first: bool) -> fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU | fits.BinTableHDU:
     if isinstance(part, Table):
         hdu = fits.BinTableHDU.from_columns(fits.ColDefs([_column(name, data) for name, data in part.columns.items()]))
-    elif first:
-        hdu = fits.PrimaryHDU(part.data)
-    elif part.compress:
-        hdu = fits.CompImageHDU(part.data, compression_type="GZIP_2", quantize_level=0.0)
     else:
-        hdu = fits.ImageHDU(part.data)
+        # astropy swaps bytes in place, which a value that a broadcast array repeats does not survive
+        data = None if part.data is None else np.ascontiguousarray(part.data)
+        if first:
+            hdu = fits.PrimaryHDU(data)
+        elif part.compress:
+            hdu = fits.CompImageHDU(data, compression_type="GZIP_2", quantize_level=0.0)
+        else:
+            hdu = fits.ImageHDU(data)
     hdu.header.update(part.header)
     if not first:
         hdu.name, hdu.ver = part.name, part.extver

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from astropy.io import fits
 
 from diffinv.core.checks import InputError
@@ -32,6 +33,16 @@ def _file(path: Path, data: np.ndarray | None = None) -> Path:
     data = _image(np.random.default_rng(0)) if data is None else data
     path.write_bytes(encode_fits([Plane("PRIMARY", None, {"A": 1}), Plane("SCI", data, {"BUNIT": "nJy"})]))
     return path
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_broadcast_array_is_written_as_it_reads(tmp_path: Path, compress: bool) -> None:
+    path = tmp_path / "a.fits"
+    flat, transposed = torch.tensor(0.3).expand(32, 32).numpy(), _image(np.random.default_rng(0)).T
+    planes = [Plane("VAR", flat, {}, compress=compress), Plane("SCI", transposed, {}, compress=compress)]
+    path.write_bytes(encode_fits([Plane("PRIMARY", flat, {}), *planes]))
+    for name, data in {"PRIMARY": flat, "VAR": flat, "SCI": transposed}.items():
+        np.testing.assert_array_equal(read_fits(path).named(name)[0].data, data)
 
 
 def test_planes_and_tables_come_back_as_written(tmp_path: Path) -> None:
