@@ -7,7 +7,8 @@ likelihood of the data never falls. Two structures, each exact for data whose in
   for blurs h_i and noise spectra v_i of each image's own. A blur on an empty sky is taken for one on the torus.
 * `low_rank_em`, x = m + W u + √ψ e with u, e ~ N(0, I): factor analysis, for masks and noise of each pixel's own.
 
-Data may be of any mixture of instruments (a list of observations); frequencies or pixels that none of them sees keep their start.
+Data may be of any mixture of instruments (a list of observations); frequencies or pixels that none of them sees keep their start,
+which for frequencies is the power law that explains the others best: images are not white where nobody has looked.
 References: Dempster, Laird & Rubin 1977; Rubin & Thayer, *EM algorithms for ML factor analysis*, 1982; Tipping & Bishop,
 *Probabilistic principal component analysis*, 1999; Liu, Rubin & Wu, *Parameter expansion to accelerate EM*, 1998; as a start
 for diffusion priors: Rozet, Andry, Lanusse & Louppe 2024, arXiv:2405.13712.
@@ -28,6 +29,9 @@ from diffinv.priors.analytic import LOG_2PI, FourierGaussianPrior, LowRankGaussi
 from diffinv.priors.base import Denoiser
 from diffinv.reconstructors.observed import require_diagonal
 from diffinv.reconstructors.spectra import noise_spectrum, transfer_of
+
+_SOME, _EVALUATIONS = 256, 60  # of the start: rows, evaluations of their likelihood
+_LEAST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,14 @@ class _Frequencies:
         y = torch.fft.fft2(data.y.double(), norm="ortho")
         return cls(y, transfer_of(data.operator).to(y.device), noise_spectrum(data.noise, tuple(data.y.shape[1:])).to(y.device))
 
-    def log_likelihood(self, mean: Tensor, spectrum: Tensor) -> float:
+    def every(self, step: int) -> _Frequencies:
+        """Each `step`-th row."""
+        return _Frequencies(self.y[::step], *(v if len(v) == 1 else v[::step] for v in (self.h, self.v)))
+
+    def log_likelihood(self, mean: Tensor | float, spectrum: Tensor) -> Tensor:
         variance = self.h.abs() ** 2 * spectrum + self.v
         power = (self.y - self.h * mean).abs() ** 2
-        return float(-(power / variance + variance.log() + LOG_2PI).expand(self.y.shape).sum() / 2)
+        return -(power / variance + variance.log() + LOG_2PI).expand(self.y.shape).sum() / 2
 
     def posterior(self, mean: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """m̂ (B, C, H, W) complex, and C real."""
@@ -69,16 +77,15 @@ def fourier_em(data: Sequence[Observation], *, laps: int, mean_image: bool) -> G
     Arguments: data: observations of images of one shape, each with its own blurs and noise. laps: EM iterations; where
     |h|² S ≪ v they converge slowly, so that faint frequencies keep a part of their start. mean_image: whether the mean is an
     image (objects in the centre of their stamps) or one number a channel (anything anywhere).
-    Returns: the fit; it starts from the white spectrum of the data's own variance.
+    Returns: the fit; it starts from the likeliest power law, see `_power_law`.
     Raises: UnsupportedError for other operators and noise, DiffinvError for images of different shapes.
     """
     _one_shape([tuple(d.operator.in_shape) for d in data])
     parts = [_Frequencies.of(d) for d in data]
     count = sum(p.y.shape[0] for p in parts)
     mean = torch.zeros_like(parts[0].y[:1])
-    total = sum((p.y.abs() ** 2).sum((0, 2, 3), keepdim=True) for p in parts)
-    spectrum = (total / (count * mean[0, 0].numel())).expand(mean.shape)
-    found = [sum(p.log_likelihood(mean, spectrum) for p in parts)]
+    spectrum = _power_law(parts)
+    found = [float(sum(p.log_likelihood(mean, spectrum) for p in parts))]
     for _ in range(laps):
         beliefs = [p.posterior(mean, spectrum) for p in parts]
         mean = sum(centre.sum(0, keepdim=True) for centre, _ in beliefs) / count
@@ -86,9 +93,38 @@ def fourier_em(data: Sequence[Observation], *, laps: int, mean_image: bool) -> G
             mean = _constant(mean)
         spectrum = sum(((c - mean).abs() ** 2 + v).sum(0, keepdim=True) for c, v in beliefs) / count
         spectrum = (spectrum + spectrum.flip(-2, -1).roll((1, 1), (-2, -1))) / 2  # even but for rounding
-        found.append(sum(p.log_likelihood(mean, spectrum) for p in parts))
+        found.append(float(sum(p.log_likelihood(mean, spectrum) for p in parts)))
     image = torch.fft.ifft2(mean, norm="ortho").real
     return GaussianFit(FourierGaussianPrior(image, spectrum).float(), tuple(found))
+
+
+def _power_law(parts: Sequence[_Frequencies]) -> Tensor:
+    """The likeliest `S(k) = A (1 + (k/k₀)²)^(−γ/2)`, 0 < γ < 8, of images without a mean, by some of the data: (1, C, H, W).
+
+    Found by L-BFGS from nearly white spectra.
+    """
+    step = max(1, sum(len(p.y) for p in parts) // _SOME)
+    some = [p.every(step) for p in parts]
+    channels, rows, columns = parts[0].y.shape[1:]
+    frequency = lambda n: torch.fft.fftfreq(n, dtype=torch.float64, device=parts[0].y.device)
+    squares = frequency(rows)[:, None] ** 2 + frequency(columns) ** 2
+    power = sum((p.y.abs() ** 2).sum((0, 2, 3)) for p in some) / (sum(len(p.y) for p in some) * squares.numel())
+    first = torch.stack([power.clamp_min(_LEAST).log(), torch.zeros_like(power), torch.zeros_like(power)])
+    theta = first.requires_grad_(True)
+    optimiser = torch.optim.LBFGS([theta], max_iter=_EVALUATIONS, max_eval=_EVALUATIONS, line_search_fn="strong_wolfe")
+
+    def spectrum() -> Tensor:
+        height, knee, slope = theta[:, :, None, None]
+        return (height - 4 * torch.sigmoid(slope) * torch.log1p(squares * torch.exp(-2 * knee))).exp()[None]
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = -sum(p.log_likelihood(0.0, spectrum()) for p in some) / sum(p.y.numel() for p in some)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return spectrum().detach()
 
 
 def _constant(mean: Tensor) -> Tensor:

@@ -103,6 +103,24 @@ def test_correlated_noise_is_told_from_the_images() -> None:
     assert error(wrong) >= 2 * error(right)
 
 
+def test_frequencies_that_nobody_sees_follow_the_power_law_of_the_others() -> None:
+    """A blur of 2.5 pixels hides most frequencies; as white there as the data, they would have up to 30 times their power."""
+    axis = torch.fft.fftfreq(32, dtype=F64)
+    squares = axis[:, None] ** 2 + axis**2
+    true = (50 * (1 + squares / 0.06**2) ** -1.75)[None, None]
+    prior = FourierGaussianPrior(torch.zeros(1, 1, 32, 32, dtype=F64), true)
+    x = prior.sample(torch.zeros(300, 1, 32, 32, dtype=F64), Rng.for_draws(0, range(300), 1))
+    reach = torch.arange(21, dtype=F64) - 10
+    kernel = torch.exp(-(reach[:, None] ** 2 + reach**2) / 2 / 2.5**2)[None, None]
+    operator, noise = PeriodicConvolution(kernel / kernel.sum(), 1, (32, 32)), Gaussian(torch.tensor([0.05], dtype=F64))
+    data = Observation(noise.sample(operator(x), Rng.for_draws(1, range(300), 1)), operator, noise)
+    spectrum = fourier_em([data], laps=10, mean_image=False).prior.spectrum.double()
+    unseen = transfer_of(operator).abs() ** 2 * true < 1e-3 * 0.05**2
+    assert float(unseen.double().mean()) > 0.7
+    ratio = spectrum[unseen] / true[unseen]
+    assert float(ratio.min()) > 0.7 and float(ratio.max()) < 1.4
+
+
 def test_a_blur_on_the_sky_is_taken_for_one_on_the_torus() -> None:
     kernel = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
     expected = transfer_of(PeriodicConvolution(kernel, 2, SHAPE[1:]))
