@@ -77,7 +77,7 @@ def images(name: str, folders: dict[str, Path], cache: Path, size: Size) -> tupl
 def masked(x: Tensor, seed: int) -> MeasuredBatch:
     rows = range(len(x))
     shown = Rng.for_draws(SEED_MASKS + seed, rows, 1).uniform(x) < SHOWN
-    noise = Gaussian(torch.full((1,), SIGMA_N))
+    noise = Gaussian(torch.full((1,), SIGMA_N).expand(x.shape), shown)
     y = noise.sample(x, Rng.for_draws(SEED_NOISE + seed, rows, 1)).where(shown, 0.0)
     return MeasuredBatch(Observation(y, Mask(shown), noise))
 

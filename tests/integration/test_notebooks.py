@@ -23,6 +23,7 @@ SAYS = {  # what each prints
     "first_posterior": "intervals hold the truth",
     "which_sampler": "ancestral: std ratio",
     "learning_from_measurements": "refused: Shifts adds nothing",
+    "prior_from_noisy_cutouts": "intervals hold the truth",
     "hallucination": "stripes: S/N in the data",
     "muse_velocity": "factorised: nearest spectrum",
     "remnant_maps": "kT: median error",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import prior_blobs
+import prior_blurred
 import prior_manifold
 import prior_masked
 import prior_quality
@@ -69,3 +71,22 @@ def test_masks_hide_three_quarters_and_do_not_depend_on_the_number_of_images() -
     assert float(noise.std()) == pytest.approx(prior_masked.SIGMA_N, rel=0.02)
     torch.testing.assert_close(prior_masked.masked(x[:3], 0).observation.y, batch.observation.y[:3])
     assert not torch.equal(prior_masked.masked(x[:3], 1).observation.y != 0, shown[:3])
+
+
+def test_interpolated_data_are_the_convolution_that_is_said() -> None:
+    """Without noise, of a PSF that hides what is finer than the data's Nyquist frequency; a shift by a pixel is told apart."""
+    axis = torch.arange(63) - 31.0
+    kernel = torch.exp(-(axis[:, None] ** 2 + axis**2) / 2 / 3.0**2)[None, None]
+    kernel = (kernel / kernel.sum()).expand(2, 1, 63, 63)
+    place = torch.arange(64) - 31.5
+    blob = lambda row, column: torch.exp(-((place[:, None] - row) ** 2 + (place - column) ** 2) / 2 / 1.5**2)
+    truth = torch.stack([blob(0, 0), blob(-4, 3)])[:, None]
+    data = prior_blurred.GalaxySet(
+        "set", ("a", "b"), truth, torch.zeros(2, 1, 32, 32), torch.full((2, 1, 32, 32), 1e-4), kernel, 1.0
+    )
+    seen = replace(data, data=data.operator()(truth))
+    scale = seen.scale().float()[:, None, None, None]
+    found = prior_blurred.interpolated(seen)
+    torch.testing.assert_close(found.operator(truth / scale), found.y, rtol=0, atol=1e-4 * float(found.y.max()))
+    moved = found.operator(truth.roll(1, -1) / scale)
+    assert float((moved - found.y).abs().max()) > 0.05 * float(found.y.max())
