@@ -3,7 +3,9 @@
 The transfer function falls to 0 on an ellipse of frequencies. In units of the cut-off, ρ = |(k₁/c₁, k₂/c₂)|, nothing beyond ρ = 1
 is ever measured. Shifts show nothing new of it; turned, the long axis of the ellipse sees what the short one does not; stretched,
 fine detail becomes coarse. All rows but the twin are expectation maximisation on the same data, from the same Gaussian start,
-with the same network and number of updates. What of each band a measurement would show is said beforehand (`predicted`).
+with the same network and number of updates. What of each band a measurement would show is said beforehand (`predicted`), and so
+is what the group itself makes of the images (`transformed`): these galaxies lie at any angle, but in the middle, and are not as
+many at any size, so that rotations are a symmetry of theirs, up to interpolation, and shifts and dilations roughly.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from diffinv.losses.base import MeasuredBatch
 from diffinv.losses.denoising import DenoisingScoreMatching
 from diffinv.losses.identifiability import identifiability
 from diffinv.noise.gaussian import Gaussian
+from diffinv.operators.algebra import Identity
+from diffinv.operators.base import LinearOperator
 from diffinv.operators.convolution import PeriodicConvolution
 from diffinv.operators.groups import Dilations, Group, Rotations, Shifts
 from diffinv.operators.interpolation import Cubic
@@ -93,14 +97,25 @@ def bands(x: Tensor) -> Tensor:
     return torch.fft.ifft2(plane * masks[:, None, None]).real.to(x)
 
 
+def moved(x: Tensor, group: Group | None) -> LinearOperator:
+    """An element of the group an image x."""
+    shape = tuple(x.shape[1:])
+    return Identity(shape) if group is None else group.draw(Rng.for_draws(3, range(len(x)), 1), shape, x)
+
+
+def transformed(x: Tensor, group: Group | None) -> list[float]:
+    """Power of T_g x over that of x, by band: what a prior that believes in the group tends to."""
+    dot = lambda v: bands(v).double().square().flatten(1).sum(1)
+    return (dot(moved(x, group)(x)) / dot(x)).tolist()
+
+
 def predicted(x: Tensor, group: Group | None) -> list[float]:
     """S/N of each band of images x in a measurement of their transforms: rms of what is measured over that of noise in as many
-    frequencies as the band has. Below 1, what a prior says there is not from data."""
-    operator, found = blur(), []
-    move = None if group is None else group.draw(Rng.for_draws(3, range(len(x)), 1), tuple(x.shape[1:]), x)
+    frequencies as the band has. Below 1 no single measurement shows it; far below, all of them together do not."""
+    operator, found, move = blur(), [], moved(x, group)
     for part, low, high in zip(bands(x), EDGES, EDGES[1:], strict=False):
         share = ((low <= radius()) & (radius() < high)).double().mean()
-        seen = operator(part if move is None else move(part))
+        seen = operator(move(part))
         found.append(float((seen.square().mean() / (SIGMA_N**2 * share)).sqrt()))
     return found
 
@@ -146,17 +161,18 @@ def trained(method: str, x: Tensor, size: Size, seed: int, folder: Path) -> Deno
     ).run(resume=True)
 
 
-def measured(model: Denoiser, x: Tensor, size: Size, seed: int) -> dict[str, list[float]]:
-    """By band, for held-out images x: correlation of the posterior mean with the truth, and power of draws over that of it."""
+def measured(model: Denoiser, x: Tensor, centre: Tensor, size: Size, seed: int) -> dict[str, list[float]]:
+    """By band, for held-out images x: correlation of the posterior mean with the truth, the mean image `centre` (1, 1, 32, 32)
+    taken off both, and power of draws over that of the truth."""
     rng = Rng.for_draws(seed, range(len(x)), size.draws)
     many = blurred(x, 2).repeat(size.draws)
     parts = [slice(k, k + _CHUNK) for k in range(0, many.y.shape[0], _CHUNK)]
     with torch.no_grad():
         rows = torch.cat([guided(size).draw(model, many.select(part), rng.select(part)) for part in parts])
     draws = rows.unflatten(0, (len(x), size.draws))
-    mean, true, single = bands(draws.mean(1)), bands(x), bands(draws[:, 0])
+    mean, true, single, whole = bands(draws.mean(1) - centre), bands(x - centre), bands(draws[:, 0]), bands(x)
     dot = lambda a, b: (a.double() * b.double()).flatten(1).sum(1)
     return {
         "correlation": (dot(mean, true) / (dot(mean, mean) * dot(true, true)).sqrt()).tolist(),
-        "power": (dot(single, single) / dot(true, true)).tolist(),
+        "power": (dot(single, single) / dot(whole, whole)).tolist(),
     }

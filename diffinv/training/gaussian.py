@@ -31,7 +31,7 @@ from diffinv.reconstructors.observed import require_diagonal
 from diffinv.reconstructors.spectra import noise_spectrum, transfer_of
 
 _SOME, _EVALUATIONS = 256, 60  # of the start: rows, evaluations of their likelihood
-_LEAST = 1e-30
+_LEAST, _FLOOR = 1e-300, 1e-12  # of powers; of a spectrum, in units of its highest value: zero is where EM never leaves
 
 
 @dataclass(frozen=True)
@@ -105,26 +105,31 @@ def _power_law(parts: Sequence[_Frequencies]) -> Tensor:
     """
     step = max(1, sum(len(p.y) for p in parts) // _SOME)
     some = [p.every(step) for p in parts]
-    channels, rows, columns = parts[0].y.shape[1:]
+    rows, columns = parts[0].y.shape[2:]
+    count = sum(p.y.numel() for p in some)
     frequency = lambda n: torch.fft.fftfreq(n, dtype=torch.float64, device=parts[0].y.device)
     squares = frequency(rows)[:, None] ** 2 + frequency(columns) ** 2
-    power = sum((p.y.abs() ** 2).sum((0, 2, 3)) for p in some) / (sum(len(p.y) for p in some) * squares.numel())
-    first = torch.stack([power.clamp_min(_LEAST).log(), torch.zeros_like(power), torch.zeros_like(power)])
-    theta = first.requires_grad_(True)
+    power = sum((p.y.abs() ** 2).sum((0, 2, 3)) for p in some)
+    gain = sum((p.h.abs() ** 2).expand(p.y.shape).sum((0, 2, 3)) for p in some)
+    height = (power / gain.clamp_min(_LEAST)).clamp_min(_LEAST).log()
+    first = torch.stack([height, torch.zeros_like(height), torch.zeros_like(height)])
+    theta = first.clone().requires_grad_(True)
     optimiser = torch.optim.LBFGS([theta], max_iter=_EVALUATIONS, max_eval=_EVALUATIONS, line_search_fn="strong_wolfe")
 
-    def spectrum() -> Tensor:
-        height, knee, slope = theta[:, :, None, None]
+    def spectrum(values: Tensor) -> Tensor:
+        height, knee, slope = values[:, :, None, None]
         return (height - 4 * torch.sigmoid(slope) * torch.log1p(squares * torch.exp(-2 * knee))).exp()[None]
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = -sum(p.log_likelihood(0.0, spectrum()) for p in some) / sum(p.y.numel() for p in some)
+        loss = -sum(p.log_likelihood(0.0, spectrum(theta)) for p in some) / count
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    return spectrum().detach()
+    found = spectrum(theta.detach())
+    found = found if bool(found.isfinite().all()) else spectrum(first)
+    return found.clamp_min(_FLOOR * found.amax((2, 3), keepdim=True))
 
 
 def _constant(mean: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffinv.likelihood import Observation
 from diffinv.noise.correlated import CorrelatedGaussian
 from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.poisson import Poisson
-from diffinv.operators.algebra import Diagonal, Identity
+from diffinv.operators.algebra import Diagonal, Identity, Scaled
 from diffinv.operators.border import ZeroBorder
 from diffinv.operators.convolution import Convolution, PeriodicConvolution
 from diffinv.operators.sampling import Mask
@@ -119,6 +119,16 @@ def test_frequencies_that_nobody_sees_follow_the_power_law_of_the_others() -> No
     assert float(unseen.double().mean()) > 0.7
     ratio = spectrum[unseen] / true[unseen]
     assert float(ratio.min()) > 0.7 and float(ratio.max()) < 1.4
+
+
+def test_the_unit_of_the_data_is_that_of_the_operator() -> None:
+    """A gain of 1e-6, and the noise in its unit: the same images."""
+    x, gain = stationary(60), 1e-6
+    white = 0.3 * Rng.for_draws(3, range(60), 1).normal(x)
+    number = lambda value: torch.tensor([value], dtype=F64)
+    seen = lambda g: Observation(g * (x + white), Scaled(number(g), Identity(SHAPE)), Gaussian(number(0.3 * g)))
+    small, plain = (fourier_em([seen(g)], laps=5, mean_image=True).prior for g in (gain, 1.0))
+    torch.testing.assert_close(small.spectrum, plain.spectrum, rtol=1e-3, atol=1e-6)
 
 
 def test_a_blur_on_the_sky_is_taken_for_one_on_the_torus() -> None:
