@@ -20,6 +20,7 @@ from diffinv.data.cubes import Cube
 from diffinv.data.parameter_maps import AmplitudeImages, ParameterImages, encode_parameter_maps
 from diffinv.data.response_files import read_absorption, read_lines
 from diffinv.data.table_models import read_table_model
+from diffinv.noise.poisson import Poisson
 from diffinv.report.maps import write_maps_report
 from diffinv.sections import unmix as s
 from diffinv.spectral.base import Grid, Parameter, SpectralModel
@@ -245,15 +246,20 @@ def _encode(config: s.UnmixConfig, cube: Cube, data: SpectralData, mixture: Mixt
 
 
 def _cubes(mixture: Mixture, data: SpectralData, found: Unmixed, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The fitted cube and the whitened residuals, NaN where the data are bad."""
+    """The fitted cube, NaN in pixels without data, and the whitened residuals, NaN where the data are bad.
+
+    Amplitudes are those of the product, but that a mean of photons is none below 0.
+    """
     post = found.posterior
+    least = 0.0 if isinstance(data.noise, Poisson) else -torch.inf
+    empty = (found.flags & NODATA) > 0
     whole: list[Tensor] = []
     white: list[Tensor] = []
     for rows in torch.arange(len(post.u)).split(8192):
         part = data.select(rows)
-        mean = mixture.mean(post.amplitude[rows].clamp_min(0), post.inside[rows], part.background)
+        mean = mixture.mean(post.amplitude[rows].clamp_min(least), post.inside[rows], part.background)
         residual = (part.y - mean) * part.noise.precision(mean).d.sqrt()
-        whole.append(mean)
+        whole.append(torch.where(empty[rows, None], torch.nan, mean))
         white.append(torch.where(part.good, residual, torch.nan))
     cube = lambda parts: torch.cat(parts).T.reshape(shape).numpy()
     return {"FIT": cube(whole), "RESID": cube(white)}

@@ -1,8 +1,9 @@
 """Maps of parameters as one FITS file that opens in ds9 as it is.
 
 For each parameter of each component the images MEAN, STD, Q05 and Q95 (EXTVER counts the pairs; COMPNAME, PARAM and BUNIT say
-which), for each component AMP and AMP_STD, and FLAG (bits: 1 NODATA, 2 EXTRAPOLATED, 4 UNCONVERGED, 8 CHI2_BAD), CHI2Z, the
-fitted cube FIT and the whitened residuals RESID, with the celestial WCS of the cube in every image.
+which), for each component AMP and AMP_STD, summed over the channels, and FLAG (bits: 1 NODATA, 2 EXTRAPOLATED, 4 UNCONVERGED,
+8 CHI2_BAD, 16 FAINT), CHI2Z, the fitted cube FIT and the whitened residuals RESID, with the celestial WCS of the cube in every
+image.
 Invariant: what is not known is NaN or flagged, never a number that looks like an answer.
 """
 
@@ -16,7 +17,8 @@ import numpy as np
 from diffinv.data.cubes import Cube
 from diffinv.data.fits import Plane, Table, encode_fits
 
-BITS = {1: "NODATA", 2: "EXTRAPOLATED", 4: "UNCONVERGED", 8: "CHI2_BAD"}
+_SUMMED = {"BUNIT": "summed over the channels"}
+BITS = {1: "NODATA", 2: "EXTRAPOLATED", 4: "UNCONVERGED", 8: "CHI2_BAD", 16: "FAINT"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ def encode_parameter_maps(
     for number, entry in enumerate(amplitudes, start=1):
         names = {"COMPNAME": entry.component, "PARAM": "amplitude", "BUNIT": entry.unit}
         for name, image in (("AMP", entry.mean), ("AMP_STD", entry.std)):
-            planes.append(Plane(name, image.astype(np.float32), {**cube.wcs, **names}, extver=number))
+            planes.append(Plane(name, image.astype(np.float32), {**cube.wcs, **names}, extver=number, comments=_SUMMED))
     meaning = {f"BIT{bit}": text for bit, text in BITS.items()}
     for name, image in checks.items():
         own = meaning if name == "FLAG" else {"BUNIT": cube.bunit} if name == "FIT" else {}

@@ -17,8 +17,8 @@ from diffinv.core.rng import Rng
 from diffinv.unmixing.fields import FieldPlan
 from diffinv.unmixing.maps import MapPlan, ParameterMap, fit_map
 from diffinv.unmixing.mixture import Mixture, SpectralData
-from diffinv.unmixing.pixels import NODATA, PixelPlan, fit_pixels, pool_index, pooled, start_amplitude
-from diffinv.unmixing.posterior_maps import Posterior, flags, posterior, predictive_check
+from diffinv.unmixing.pixels import PixelPlan, fit_pixels, pool_index, pooled, start_amplitude
+from diffinv.unmixing.posterior_maps import Posterior, flags, given_flags, posterior, predictive_check
 
 _WANTED = 1000.0  # squared signal-to-noise ratio (counts) of a pooled spectrum that is fitted alone
 _LEAST = 100.0  # below which a block is enlarged where it lies, since its own optimum may be a peak of the noise
@@ -101,5 +101,4 @@ def unmix_from(
     smooth = fit_map(mixture, data, shape, start, plan.maps)
     found = posterior(mixture, data, shape, smooth, plan.fields, rounds=plan.rounds)
     misfit = predictive_check(mixture, data, found, Rng.for_draws(plan.seed, range(len(data.y)), 1))
-    given = torch.where(data.good.any(1), 0, NODATA)
-    return Unmixed(smooth, found, misfit, flags(found, given, misfit))
+    return Unmixed(smooth, found, misfit, flags(found, given_flags(mixture, data, found), misfit))

@@ -25,7 +25,7 @@ from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.poisson import Poisson
 from diffinv.unmixing.mixture import Mixture, SpectralData
 
-NODATA, EXTRAPOLATED, UNCONVERGED, CHI2_BAD = 1, 2, 4, 8
+NODATA, EXTRAPOLATED, UNCONVERGED, CHI2_BAD, FAINT = 1, 2, 4, 8, 16
 _LONGEST = 0.25  # of the box, the step of a parameter at most
 
 

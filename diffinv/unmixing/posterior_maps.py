@@ -4,12 +4,13 @@ A pixel's parameters are Gaussian in u (see `fields`); moments of what is monoto
 and quantiles by the transform itself. Amplitudes follow u linearly: A | u ~ N(A(u), C), see `pixels.Quadratic`. Data are taken to
 second order within the box of the models, at its nearest point where the mean has left it, and so are the fitted spectra.
 The posterior predictive check compares the likelihood of the data with that of data drawn at parameters drawn from the posterior.
+Data without photons say nothing of the parameters there: what is returned is what their surroundings say.
 Invariant: nothing is clipped; a parameter whose mean lies outside its box keeps its value and gets the flag EXTRAPOLATED.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -27,14 +28,16 @@ from diffinv.unmixing.fields import (
     Sites,
     brightness,
     field_posterior,
+    filled,
     roughness,
 )
 from diffinv.unmixing.maps import ParameterMap
 from diffinv.unmixing.mixture import Coordinates, Mixture, SpectralData
-from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, NODATA, UNCONVERGED, Quadratic, quadratic
+from diffinv.unmixing.pixels import CHI2_BAD, EXTRAPOLATED, FAINT, NODATA, UNCONVERGED, Quadratic, quadratic
 
 _FULL = 2  # rounds whose step is taken whole; later ones go half the way, so that none swings to and fro
 _STILL = 0.5  # σ, a step in the last round that is still called convergence
+_NEXT_TO_NONE = 1e-3  # of one count
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
 
@@ -80,12 +83,14 @@ def posterior(
         the data leave likely.
     """
     amplitude, u, about = start.amplitude, start.u, start.u
-    fitted, least = None, _least(mixture, data, start.u)
-    sites = Sites.of(shape, roughness(start.u, shape), brightness(start.amplitude, data.good.any(1), shape))
+    fitted, least = None, least_amplitude(mixture, data, start.u)
+    known = data.good.any(1)
+    rough = filled(roughness(start.u, shape), known & ~is_faint(amplitude, least), shape)
+    sites = Sites.of(shape, rough, brightness(start.amplitude, known, shape))
     for number in range(rounds):
         held, before = torch.maximum(amplitude, least), u
         about = (u if number < _FULL else (u + about) / 2).clamp(0, 1)
-        step = quadratic(mixture, data, held, about)
+        step = expanded(mixture, data, held, about, is_faint(amplitude, least))
         pseudo = PseudoData.of(about, step.score, step.fisher, sites, shape)
         fitted = fit_field(pseudo, plan) if fitted is None else fitted
         found = field_posterior(pseudo, fitted.best, plan)
@@ -96,8 +101,9 @@ def posterior(
     return Posterior(found.mean, found.covariance, mean, std, fitted.best, ((u - before).abs() / width).amax(1))
 
 
-def _least(mixture: Mixture, data: SpectralData, u: Tensor) -> Tensor:
-    """Amplitudes at which data are taken to second order at least, (N, C): 0, or for photons one count together.
+def least_amplitude(mixture: Mixture, data: SpectralData, u: Tensor) -> Tensor:
+    """Amplitudes at which data are taken to second order at least, (N, C): 0, or for photons, where there are data, one count
+    together.
 
     About less, a Gaussian in A is no picture of what few or no counts say; about one count without any, it is 0 ± 1.
     """
@@ -105,7 +111,28 @@ def _least(mixture: Mixture, data: SpectralData, u: Tensor) -> Tensor:
         return u.new_zeros(len(u), len(mixture.components))
     parts = zip(u.clamp(0, 1).split(8192), data.good.to(u.dtype).split(8192), strict=True)
     seen = torch.cat([(torch.stack(mixture.shapes(some), 1) * good[:, None]).sum(2) for some, good in parts])
-    return 1 / (seen.shape[1] * seen.clamp_min(1e-300))
+    return torch.where(seen > 0, 1 / (seen.shape[1] * seen.clamp_min(1e-300)), 0.0)
+
+
+def is_faint(amplitude: Tensor, least: Tensor) -> Tensor:
+    """Where all components together have less than one count, (N,); nowhere if `least` is 0."""
+    return (least > 0).all(1) & (amplitude.clamp_min(0) / least.clamp_min(1e-300)).mean(1).lt(1)
+
+
+def expanded(mixture: Mixture, data: SpectralData, amplitude: Tensor, u: Tensor, faint: Tensor) -> Quadratic:
+    """The expansion about a map; of u, where it is faint, at the amplitude that the data have there, which may be next to none.
+
+    Fisher information about u is that of so many counts. Pixels without any say nothing of u, and a few hundred of them must
+    not say as much as a few hundred counts.
+    """
+    step = quadratic(mixture, data, amplitude, u)
+    rows = faint.nonzero()[:, 0]
+    if not len(rows):
+        return step
+    own = torch.maximum(amplitude + step.step, _NEXT_TO_NONE * amplitude)[rows]
+    few = quadratic(mixture, data.select(rows), own, u[rows])
+    score, fisher = step.score.index_copy(0, rows, few.score), step.fisher.index_copy(0, rows, few.fisher)
+    return replace(step, score=score, fisher=fisher)
 
 
 def _amplitudes(step: Quadratic, found: FieldPosterior, amplitude: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,11 +154,17 @@ def physical_quantile(coordinates: Coordinates, mean: Tensor, std: Tensor, level
     return coordinates.physical(mean + NormalDist().inv_cdf(level) * std)
 
 
+def given_flags(mixture: Mixture, data: SpectralData, found: Posterior) -> Tensor:
+    """(N,) bits of what data there are: NODATA without a good one, FAINT with less than one count."""
+    faint = is_faint(found.amplitude, least_amplitude(mixture, data, found.u))
+    return torch.where(data.good.any(1), torch.where(faint, FAINT, 0), NODATA)
+
+
 def flags(found: Posterior, given: Tensor, misfit: Tensor) -> Tensor:
-    """(N,) bits: NODATA as `given`, EXTRAPOLATED where the mean has left the box, UNCONVERGED where the last round moved it by
-    more than σ/2, CHI2_BAD where the check finds |z| > 5."""
+    """(N,) bits: NODATA and FAINT as `given`, EXTRAPOLATED where the mean has left the box, UNCONVERGED where the last round
+    moved it by more than σ/2, CHI2_BAD where the check finds |z| > 5."""
     outside = (found.u != found.inside).any(1)
-    bits = (given & NODATA) | torch.where(outside, EXTRAPOLATED, 0) | torch.where(found.moved > _STILL, UNCONVERGED, 0)
+    bits = (given & (NODATA | FAINT)) | torch.where(outside, EXTRAPOLATED, 0) | torch.where(found.moved > _STILL, UNCONVERGED, 0)
     return bits | torch.where(misfit.abs() > 5, CHI2_BAD, 0)
 
 
@@ -141,7 +174,7 @@ def predictive_check(mixture: Mixture, data: SpectralData, found: Posterior, rng
 
     Arguments: rng: one stream a pixel.
     """
-    least = _least(mixture, data, found.u)
+    least = least_amplitude(mixture, data, found.u)
     step = quadratic(mixture, data, torch.maximum(found.amplitude, least), found.inside)
     root, own = _root(found.covariance), _root(step.covariance)
     real, replicas = 0.0, []
