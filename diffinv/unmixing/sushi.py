@@ -1,11 +1,12 @@
 """SUSHI: maps of barycentric weights, sparse in starlets, by proximal alternating linearised minimisation (PALM).
 
-    min over A ≥ 0, λ:  −log p(y | A S(λ)) + Σ_s w_s |W_s λ|,   S(λ) the decoder of an autoencoder, Σ_a λ_a = 1.
+    min over A ≥ 0, λ:  −log p(y | Σ_c A_c S_c(λ_c)) + Σ_s w_s |W_s λ|,   S_c(λ) the decoder of an autoencoder, Σ_a λ_ca = 1.
 
-A step of λ descends along its gradient with a step of 1/L, thresholds its starlet details and projects onto Σ λ = 1; a step of A
-is the same without a penalty, projected onto A ≥ 0. The threshold of a scale and an anchor is k times the noise in the details of
-the *gradient*, from the median of their absolute values, so that it follows the data and not the map. What it gives are spectra,
-not parameters: those need an inversion of each pixel's spectrum afterwards, and there are no errors.
+Components take turns, each with what the others have come to as its background. A step of λ descends along its gradient with a
+step of 1/L, thresholds its starlet details and projects onto Σ λ = 1; a step of A is the same without a penalty, projected onto
+A ≥ 0. The threshold of a scale and an anchor is k times the noise in the details of the *gradient*, from the median of their
+absolute values, so that it follows the data and not the map. What it gives are spectra, not parameters: those need an inversion
+of each pixel's spectrum afterwards, and there are no errors.
 Differences from the paper: L is the largest diagonal of Fisher's information over anchors, a pixel, and its map smoothed, in
 place of a bound; thresholds are soft, without reweighting.
 Invariant: amplitudes stay ≥ 0 and weights add up to 1.
@@ -16,8 +17,8 @@ alternating linearized minimization*, 2014.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,9 +43,10 @@ class SushiPlan:
 
 @dataclass(frozen=True, eq=False)
 class WeightMaps:
-    """weights: λ (N, a). amplitude: (N,). loss: −log p after each iteration."""
+    """Of C components. weights: λ_c (N, a_c). spectra: S_c (N, K). amplitude: (N, C). loss: −log p after each iteration."""
 
-    weights: Tensor
+    weights: tuple[Tensor, ...]
+    spectra: tuple[Tensor, ...]
     amplitude: Tensor
     loss: tuple[float, ...]
 
@@ -61,31 +63,53 @@ def thresholds(transform: Starlet, gradient: Tensor, strength: float) -> Tensor:
 
 
 def palm(
-    decoder: Decoder, data: SpectralData, shape: tuple[int, int], start: tuple[Tensor, Tensor], plan: SushiPlan
+    decoders: Sequence[Decoder],
+    data: SpectralData,
+    shape: tuple[int, int],
+    start: Sequence[tuple[Tensor, Tensor]],
+    plan: SushiPlan,
 ) -> WeightMaps:
-    """One component's maps. Arguments: start: λ (N, a) and A (N,)."""
-    transform, (weights, amplitude), losses = Starlet(plan.scales), start, []
-    image = lambda v: v.T.reshape(-1, 1, *shape)
+    """The maps of all components. Arguments: start: λ (N, a) and A (N,) of each."""
+    transform, losses = Starlet(plan.scales), []
+    maps = [(weights, amplitude, decoder(weights)) for decoder, (weights, amplitude) in zip(decoders, start, strict=True)]
+    mean = lambda parts: sum((amplitude[:, None] * spectra for _, amplitude, spectra in parts), data.background)
     for _ in range(plan.iterations):
-        gradient, information, spectra = _slopes(decoder, data, weights, amplitude)
-        length = plan.step / information.clamp_min(1e-12)
-        moved = image(weights + length[:, None] * gradient)
-        limits = thresholds(transform, image(length[:, None] * gradient), plan.strength)
-        details = transform.forward(moved)
-        kept = details.sign() * (details.abs() - limits).clamp_min(0)
-        coarse = moved - details.sum(1, keepdim=True)
-        weights = project((coarse + kept.sum(1, keepdim=True)).flatten(1).T)
-        spectra = decoder(weights)
-        mean = data.background + amplitude[:, None] * spectra
-        slope = (spectra * data.noise.score(data.y, mean)).sum(1)
-        curvature = (spectra**2 * data.noise.precision(mean).d).sum(1)
-        amplitude = (amplitude + slope / curvature.clamp_min(1e-300)).clamp_min(0)
-        losses.append(float(data.loss(data.background + amplitude[:, None] * spectra).sum()))
-    return WeightMaps(weights, amplitude, tuple(losses))
+        for k, decoder in enumerate(decoders):
+            own = replace(data, background=mean([*maps[:k], *maps[k + 1 :]]))
+            maps[k] = _updated(decoder, own, shape, transform, maps[k], plan)
+        losses.append(float(data.loss(mean(maps)).sum()))
+    weights, amplitude, spectra = zip(*maps, strict=True)
+    return WeightMaps(weights, spectra, torch.stack(amplitude, 1), tuple(losses))
 
 
-def _slopes(decoder: Decoder, data: SpectralData, weights: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of log p in λ within Σ λ = 1, (N, a), the largest eigenvalue of its Fisher information (N,), and the spectra."""
+def _updated(
+    decoder: Decoder,
+    data: SpectralData,
+    shape: tuple[int, int],
+    transform: Starlet,
+    before: tuple[Tensor, Tensor, Tensor],
+    plan: SushiPlan,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """λ, A and S of one component after a step of each of the first two."""
+    weights, amplitude, _ = before
+    image = lambda v: v.T.reshape(-1, 1, *shape)
+    gradient, information = _slopes(decoder, data, weights, amplitude)
+    length = plan.step / information.clamp_min(1e-12)
+    moved = image(weights + length[:, None] * gradient)
+    limits = thresholds(transform, image(length[:, None] * gradient), plan.strength)
+    details = transform.forward(moved)
+    kept = details.sign() * (details.abs() - limits).clamp_min(0)
+    coarse = moved - details.sum(1, keepdim=True)
+    weights = project((coarse + kept.sum(1, keepdim=True)).flatten(1).T)
+    spectra = decoder(weights)
+    mean = data.background + amplitude[:, None] * spectra
+    slope = (spectra * data.noise.score(data.y, mean)).sum(1)
+    curvature = (spectra**2 * data.noise.precision(mean).d).sum(1)
+    return weights, (amplitude + slope / curvature.clamp_min(1e-300)).clamp_min(0), spectra
+
+
+def _slopes(decoder: Decoder, data: SpectralData, weights: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of log p in λ within Σ λ = 1, (N, a), and the largest eigenvalue of its Fisher information, (N,)."""
     slopes, spectra = [], None
     for k in range(weights.shape[1]):
         direction = torch.full_like(weights, -1 / weights.shape[1])
@@ -96,4 +120,4 @@ def _slopes(decoder: Decoder, data: SpectralData, weights: Tensor, amplitude: Te
     mean = data.background + amplitude[:, None] * spectra
     gradient = (jacobian.mT @ data.noise.score(data.y, mean)[..., None])[..., 0]
     fisher = (jacobian * data.noise.precision(mean).d[..., None]).mT @ jacobian
-    return gradient, torch.linalg.matrix_norm(fisher, 2), spectra
+    return gradient, torch.linalg.matrix_norm(fisher, 2)
