@@ -155,7 +155,7 @@ def _number(text: str, low: float, high: float, expected: str) -> float:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    train = commands.add_parser("train", help="a network that reconstructs, or a prior, from noisy or incomplete data")
+    train = commands.add_parser("train", help="a network that reconstructs, a prior, or emulators of spectra")
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML; see configs/train.yaml")
     train.add_argument("--out", type=Path, metavar="DIR", help="checkpoint, log and result (default: out/NAME of FILE)")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, as if nothing had happened")

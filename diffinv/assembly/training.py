@@ -1,4 +1,4 @@
-"""`diffinv train`: a reconstructor, or a prior where the configuration has a section of that name.
+"""`diffinv train`: a reconstructor, or a prior or emulators of spectra where the configuration has their section.
 
 What trains is imported when the configuration has been read, so that a mistake in it is named at once.
 """
@@ -12,6 +12,7 @@ from diffinv.config import Override, has_section, load
 from diffinv.core.heap import keep_freed_memory
 from diffinv.sections.prior import PriorConfig
 from diffinv.sections.train import TrainConfig
+from diffinv.sections.unmix import EmulatorConfig
 
 
 def train(
@@ -19,10 +20,16 @@ def train(
 ) -> Path:
     """Train what a configuration file describes; returns the path of the result.
 
-    Arguments: path, overrides: of the configuration. out: the folder. resume, new_run: as `learn`; a prior has no new_run.
-    Raises: as `learn` and `learn_prior`.
+    Arguments: path, overrides: of the configuration. out: the folder. resume, new_run: as `learn`; a prior has no new_run, and
+    emulators, which take seconds, neither.
+    Raises: as `learn`, `learn_prior` and `train_emulators`.
     """
     keep_freed_memory()
+    if has_section(path, "components"):
+        spectra = load(EmulatorConfig, path, overrides)
+        from diffinv.assembly.emulators import train_emulators
+
+        return train_emulators(spectra, out, say)
     if has_section(path, "prior"):
         prior = load(PriorConfig, path, overrides)
         from diffinv.assembly.prior import build_prior_job

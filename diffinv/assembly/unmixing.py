@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +10,19 @@ import torch
 from torch import Tensor
 
 from diffinv import __version__
+from diffinv.assembly.components import Say, component_model, cube_options, emulated, is_emulated
 from diffinv.config import Loaded
 from diffinv.core.checks import ConfigError, DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
 from diffinv.data.cube_data import pixels_of
-from diffinv.data.cube_input import CubeOptions, open_cube
+from diffinv.data.cube_input import open_cube
 from diffinv.data.cubes import Cube
 from diffinv.data.parameter_maps import AmplitudeImages, ParameterImages, encode_parameter_maps
-from diffinv.data.response_files import read_absorption, read_lines
-from diffinv.data.table_models import read_table_model
 from diffinv.noise.poisson import Poisson
 from diffinv.report.maps import write_maps_report
 from diffinv.sections import unmix as s
-from diffinv.spectral.base import Grid, Parameter, SpectralModel
-from diffinv.spectral.combine import Fixed, Product, UserModel
-from diffinv.spectral.continuum import Bremsstrahlung, PowerLaw
-from diffinv.spectral.lines import GaussianLines, Thermal
-from diffinv.spectral.response import Folded, Response
-from diffinv.spectral.table import TableModel
-from diffinv.unmixing.boxed import Boxed
+from diffinv.spectral.response import Response
 from diffinv.unmixing.corners import Corner, corner
-from diffinv.unmixing.emulator import Emulator, emulator_errors, train_emulator
-from diffinv.unmixing.emulator_store import load_emulator, save_emulator
 from diffinv.unmixing.maps import MapPlan
 from diffinv.unmixing.mixture import Component, Mixture, SpectralData
 from diffinv.unmixing.pipeline import Unmixed, UnmixingPlan, unmix
@@ -40,7 +30,6 @@ from diffinv.unmixing.pixels import NODATA, PixelPlan
 from diffinv.unmixing.posterior_maps import physical_moments, physical_quantile
 from diffinv.unmixing.shares import unmix_shares
 
-Say = Callable[[str], None]
 QUANTILES = {"Q05": 0.05, "Q95": 0.95}
 _SUFFIXES = (".fits", ".fit", ".fts", ".gz", ".mat", ".npz")
 
@@ -51,7 +40,7 @@ def unmix_file(loaded: Loaded[s.UnmixConfig], path: Path, out: Path, say: Say) -
     Raises: ConfigError or InputError, in one line, for what does not fit together; DiffinvError if the fit breaks down.
     """
     config, name = loaded.config, _stem(path)
-    cube, response = open_cube(path, _options(config.cube))
+    cube, response = open_cube(path, cube_options(config.cube))
     _check_pixels(loaded, cube.data.shape[1:])
     try:
         data = pixels_of(cube, torch.full((1, len(cube.data)), config.cube.background, dtype=torch.float64))
@@ -97,7 +86,7 @@ def _check_pixels(loaded: Loaded[s.UnmixConfig], shape: tuple[int, int]) -> None
 def _shared(loaded: Loaded[s.UnmixConfig], mixture: Mixture) -> bool:
     """Whether ratios of amplitudes have maps: they are ratios of counts only where every component is normalised."""
     wanted = loaded.config.maps.shares
-    fit = len(mixture.components) > 1 and all(isinstance(c.model, Emulator) for c in mixture.components)
+    fit = len(mixture.components) > 1 and all(is_emulated(c.model) for c in mixture.components)
     if wanted and not fit:
         raise ConfigError(f"{loaded.where('maps.shares')}: needs two components or more, all of them with emulate: true.")
     return fit if wanted is None else wanted
@@ -119,20 +108,16 @@ def _corners(
     return [(f"{what}pixel {title(k)}", corner(mixture.coordinates, post.u[k], post.covariance[k])) for what, k in chosen]
 
 
-def _options(section: s.CubeSection) -> CubeOptions:
-    own = set(type(section).model_fields) - {"exposure", "background"}
-    return CubeOptions(**{name: value for name in own if (value := getattr(section, name)) is not None})
-
-
 def _mixture(loaded: Loaded[s.UnmixConfig], cube: Cube, response: Response | None, stem: Path, say: Say) -> Mixture:
     """The components. stem: of the files of emulators, OUT/NAME."""
     components = []
     for number, section in enumerate(loaded.config.components):
         where = loaded.where(f"components.{number}")
         try:
-            model = _model(section, cube, response, loaded.config.cube.exposure)
+            model = component_model(section, cube, response, loaded.config.cube.exposure)
             if section.emulate:
-                model = _emulated(section, model, stem, say)
+                own = stem.with_name(f"{stem.name}-{section.name}.safetensors")
+                model = emulated(section, model, own, "diffinv unmix", say)
             components.append(Component(section.name, model, section.log))
             _ = components[-1].coordinates
         except DiffinvError as error:
@@ -144,80 +129,6 @@ def _mixture(loaded: Loaded[s.UnmixConfig], cube: Cube, response: Response | Non
     if not mixture.names:
         raise ConfigError(f"{loaded.where('components')}: no component has a free parameter; free one, or add one.")
     return mixture
-
-
-def _model(section: s.ComponentSection, cube: Cube, response: Response | None, exposure: float | None) -> SpectralModel:
-    """The component in the cube's channels, with its boxes and without the parameters that are held."""
-    if isinstance(section.model, (s.EmulatorModel, s.FlatModel)) and section.absorption is not None:
-        raise ConfigError(f"absorption does not act on kind: {section.model.kind}; leave it out.")
-    if isinstance(section.model, s.EmulatorModel):
-        return _boxed(section, _loaded(section, len(cube.data)))
-    if isinstance(section.model, s.FlatModel):
-        grid = cube.grid()
-        return UserModel(grid, (), lambda theta: theta.new_ones(len(theta), len(grid)))
-    grid = cube.grid() if response is None else response.grid
-    source = _source(section.model, grid)
-    if section.absorption is not None:
-        source = Product((source, read_absorption(section.absorption.path, grid, unit=section.absorption.unit)))
-    source = _boxed(section, source)
-    if response is None:
-        return source
-    return Folded(source, response, _seconds(cube.exposure, exposure))
-
-
-def _seconds(read: float | None, given: float | None) -> float:
-    """The exposure, of the file if that says it."""
-    if read is None and given is None:
-        raise ConfigError("the cube has no exposure; give cube.exposure, in seconds.")
-    if read is not None and given is not None and abs(read - given) > 1e-3 * read:
-        raise ConfigError(f"cube.exposure is {given:g} s, but the file says {read:g} s; leave it out.")
-    return given if read is None else read
-
-
-def _loaded(section: s.ComponentSection, channels: int) -> Emulator:
-    """A trained emulator, of as many channels as the cube has, in boxes within its own."""
-    emulator = load_emulator(section.model.path)
-    own = len(emulator.network.centre)
-    if own != channels:
-        raise ConfigError(f"{section.model.path}: an emulator of {own} channels, and the cube has {channels}; train one for it.")
-    for parameter in emulator.parameters:
-        low, high = section.box.get(parameter.name, (parameter.low, parameter.high))
-        if low < parameter.low or high > parameter.high:
-            raise ConfigError(
-                f"box: {parameter.name} from {low:g} to {high:g}, but the emulator was trained from {parameter.low:g} to "
-                f"{parameter.high:g}; stay within, or train another."
-            )
-    return emulator
-
-
-def _boxed(section: s.ComponentSection, model: SpectralModel) -> SpectralModel:
-    boxed = Boxed(model, tuple((name, *ends) for name, ends in section.box.items())) if section.box else model
-    return Fixed(boxed, tuple(section.fixed.items())) if section.fixed else boxed
-
-
-def _source(section: s.Section, grid: Grid) -> SpectralModel:
-    if isinstance(section, s.ThermalModel):
-        return Thermal(grid, read_lines(section.lines))
-    if isinstance(section, s.LinesModel):
-        strengths = section.strengths or (1.0,) * len(section.centres)
-        if len(strengths) != len(section.centres):
-            raise ConfigError(f"{len(section.centres)} centres but {len(strengths)} strengths; give one a line.")
-        boxes = (Parameter("velocity", "km/s", *section.velocity), Parameter("width", "km/s", *section.width))
-        return GaussianLines(grid, *(torch.tensor(v, dtype=torch.float64) for v in (section.centres, strengths)), *boxes)
-    if isinstance(section, s.TableModel):
-        box = None if section.redshift is None else Parameter("z", "", *section.redshift)
-        return TableModel(grid, read_table_model(section.path, redshift=box))
-    return {s.PowerLawModel: PowerLaw, s.BremsstrahlungModel: Bremsstrahlung}[type(section)](grid)
-
-
-def _emulated(section: s.ComponentSection, model: SpectralModel, stem: Path, say: Say) -> Emulator:
-    """An emulator of the model, beside the product, with its errors said: `stem`-COMPONENT.safetensors."""
-    emulator = train_emulator(model, section.log)
-    errors = emulator_errors(emulator, model, count=512, seed=1)
-    head = ", ".join(f"{name} {values[0]:.2g}" for name, values in errors.head.items())
-    say(f"{section.name}: emulator of rank {errors.rank}, χ² a count {errors.chi2[1]:.1e} (99 %), error by the head {head}.")
-    save_emulator(stem.with_name(f"{stem.name}-{section.name}.safetensors"), emulator, f"diffinv unmix, version {__version__}")
-    return emulator
 
 
 def _encode(config: s.UnmixConfig, cube: Cube, data: SpectralData, mixture: Mixture, found: Unmixed, *, folded: bool) -> bytes:
@@ -236,7 +147,7 @@ def _encode(config: s.UnmixConfig, cube: Cube, data: SpectralData, mixture: Mixt
     known = lambda values: image(torch.where(empty, torch.nan, values))
     amplitudes = []
     for k, component in enumerate(mixture.components):
-        of_cube = isinstance(component.model, Emulator) or not folded
+        of_cube = is_emulated(component.model) or not folded
         unit = (cube.bunit or "counts" if cube.variance is None else cube.bunit) if of_cube else ""
         amplitudes.append(AmplitudeImages(component.name, unit, known(post.amplitude[:, k]), known(post.amplitude_std[:, k])))
     checks = {"FLAG": image(found.flags), "CHI2Z": known(found.misfit)}

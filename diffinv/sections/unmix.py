@@ -133,3 +133,15 @@ class UnmixConfig(Section):
     components: Annotated[tuple[ComponentSection, ...], Field(min_length=1)]
     links: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...] = ()
     maps: MapsSection = MapsSection()
+
+
+class LikeSection(CubeSection):
+    """like: a cube or event list, in whose channels an emulator is trained."""
+
+    like: Path
+
+
+class EmulatorConfig(UnmixConfig):
+    """The configuration of a training of emulators: that of `diffinv unmix`, and a cube. `links` and `maps` are for the maps."""
+
+    cube: LikeSection

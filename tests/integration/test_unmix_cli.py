@@ -236,6 +236,35 @@ def test_an_emulator_of_other_channels_or_a_wider_box_is_refused(tmp_path: Path,
     assert run(tmp_path, stored.replace("BOX", "1.5"), cube=cube) == 0
 
 
+def test_emulators_that_train_made_are_those_that_unmix_would_make(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cube, _ = cube_of_two()
+    assert run(tmp_path, TWO, cube=cube) == 0
+    like = f"cube.like={tmp_path / 'cube.fits'}"
+    train = lambda *more: main(["train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "trained"), *more])
+    assert train("--set", like) == 0
+    said = capsys.readouterr()
+    assert said.out.strip().endswith("trained") and said.err.count("χ² a count") == 4
+    assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == ["hard.safetensors", "soft.safetensors"]
+    entry = "  - {name: NAME, model: {kind: emulator, path: trained/NAME.safetensors}, box: {Gamma: BOX}}\n"
+    stored = "".join(entry.replace("NAME", n).replace("BOX", b) for n, b in (("hard", "[1.0, 1.6]"), ("soft", "[3.4, 4.0]")))
+    stored = stored.replace("path: trained", f"path: {tmp_path / 'trained'}")
+    before = read_fits(tmp_path / "out" / "cube-maps.fits").named("MEAN")[0].data
+    assert run(tmp_path, "components:\n" + stored + TWO.splitlines()[-1] + "\n", cube=cube) == 0
+    after = read_fits(tmp_path / "out" / "cube-maps.fits").named("MEAN")[0].data
+    np.testing.assert_allclose(after, before, rtol=0.02)  # files hold float32
+    (tmp_path / "run.yaml").write_text(TWO)
+    for more, message in (
+        (("--set", like), "hard.safetensors, "),
+        ((), "cube is missing"),
+        (("--set", "cube.like=missing.fits", "--out", str(tmp_path / "other")), "missing.fits: missing"),
+    ):
+        assert train(*more) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    assert train("--set", like) == 2
+    assert "none has emulate: true" in capsys.readouterr().err
+
+
 def test_a_parameter_that_would_leave_its_models_domain_is_flagged(tmp_path: Path) -> None:
     """Bremsstrahlung colder than its box, faint: the models are asked for nothing outside, and the maps say so."""
     edges = np.geomspace(1.0, 7.0, CHANNELS + 1)
