@@ -7,8 +7,8 @@ step of 1/L, thresholds its starlet details and projects onto Σ λ = 1; a step 
 A ≥ 0. The threshold of a scale and an anchor is k times the noise in the details of the *gradient*, from the median of their
 absolute values, so that it follows the data and not the map. What it gives are spectra, not parameters: those need an inversion
 of each pixel's spectrum afterwards, and there are no errors.
-Differences from the paper: L is the largest diagonal of Fisher's information over anchors, a pixel, and its map smoothed, in
-place of a bound; thresholds are soft, without reweighting.
+Differences from the paper: L is the largest eigenvalue of Fisher's information in each pixel, and at least a twentieth of its
+median over the map, in place of a bound; thresholds are soft, without reweighting.
 Invariant: amplitudes stay ≥ 0 and weights add up to 1.
 
 References: Lascar, Bobin & Acero, *SUSHI: semi-blind unmixing of hyperspectral images*, 2024; Bolte, Sabach & Teboulle, *Proximal
@@ -29,6 +29,7 @@ from diffinv.unmixing.starlet import Starlet
 
 Decoder = Callable[[Tensor], Tensor]  # weights (N, a) → spectra (N, K)
 _MAD = 0.6744897501960817  # of a standard normal variable
+_LEAST = 0.05  # of the median of L: where a component is faint a step by its own would be noise
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _updated(
     weights, amplitude, _ = before
     image = lambda v: v.T.reshape(-1, 1, *shape)
     gradient, information = _slopes(decoder, data, weights, amplitude)
-    length = plan.step / information.clamp_min(1e-12)
+    length = plan.step / torch.maximum(information, _LEAST * information.median()).clamp_min(1e-12)
     moved = image(weights + length[:, None] * gradient)
     limits = thresholds(transform, image(length[:, None] * gradient), plan.strength)
     details = transform.forward(moved)
