@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from prior_blobs import network
+from prior_blobs import network, plan_of
 from torch import Tensor
 
 from diffinv.core.rng import Rng
@@ -38,7 +38,6 @@ from diffinv.training.em import EmPlan, ExpectationMaximisation
 from diffinv.training.expectation import GuidedDraw
 from diffinv.training.gaussian import fourier_em
 from diffinv.training.loop import Trainer
-from diffinv.training.plan import TrainingPlan
 from diffinv.training.sources import CleanImages, Measured
 
 SIDE, RMS, SIGMA_N, SIGMA_MIN, SIGMA_MAX = 32, 0.5, 0.02, 0.01, 20.0
@@ -128,11 +127,6 @@ def seen_share(x: Tensor, group: Group | None) -> str:
 def guided(size: Size) -> GuidedDraw:
     guidance = MomentMatching(Gmres(size.products, 1e-3, inner=7))
     return GuidedDraw(StochasticMultistep(), guidance, LogUniform(SIGMA_MIN, SIGMA_MAX), size.levels, size.products)
-
-
-def plan_of(size: Size, steps: int, seed: int) -> TrainingPlan:
-    every = max(1, steps // 5)
-    return TrainingPlan(steps, size.batch, 1e-3, warmup=max(1, steps // 20), ema_decay=0.99, seed=seed, save_every=every)
 
 
 def trained(method: str, x: Tensor, size: Size, seed: int, folder: Path) -> Denoiser:

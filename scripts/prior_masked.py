@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from prior_blobs import plan_of
 from prior_quality import quality, ring_power
 from selfsup_images import galaxies, natural
 from torch import Tensor
@@ -36,7 +37,6 @@ from diffinv.training.em import EmPlan, ExpectationMaximisation
 from diffinv.training.expectation import GuidedDraw
 from diffinv.training.gaussian import low_rank_em
 from diffinv.training.loop import Trainer
-from diffinv.training.plan import TrainingPlan
 from diffinv.training.sources import CleanImages, Measured
 
 SETS = ("galaxies", "natural")
@@ -92,11 +92,6 @@ def guided(size: Size) -> GuidedDraw:
     """The default of `diffinv sample` with fewer levels and products, and without the preconditioner, of no use for masks."""
     guidance = MomentMatching(Gmres(size.products, 1e-3))
     return GuidedDraw(StochasticMultistep(), guidance, LogUniform(SIGMA_MIN, SIGMA_MAX), size.levels, size.products)
-
-
-def plan_of(size: Size, steps: int, seed: int) -> TrainingPlan:
-    every = max(1, steps // 5)
-    return TrainingPlan(steps, size.batch, 1e-3, warmup=max(1, steps // 20), ema_decay=0.99, seed=seed, save_every=every)
 
 
 def trained(method: str, x: Tensor, size: Size, seed: int, folder: Path) -> Denoiser:
