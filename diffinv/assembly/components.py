@@ -9,9 +9,10 @@ import torch
 
 from diffinv import __version__
 from diffinv.core.checks import ConfigError
-from diffinv.data.cube_input import CubeOptions
+from diffinv.data.cube_input import CubeOptions, binning_of
 from diffinv.data.cubes import Cube
-from diffinv.data.response_files import read_absorption, read_lines
+from diffinv.data.ogip import check_channels, read_spectrum
+from diffinv.data.response_files import read_absorption, read_lines, read_rmf
 from diffinv.data.table_models import read_table_model
 from diffinv.sections import unmix as s
 from diffinv.spectral.base import Grid, Parameter, SpectralModel
@@ -29,8 +30,24 @@ Say = Callable[[str], None]
 
 def cube_options(section: s.CubeSection) -> CubeOptions:
     """How a cube's file is read."""
-    own = set(s.CubeSection.model_fields) - {"exposure", "background"}
+    own = set(s.CubeSection.model_fields) - {"exposure", "background", "background_spectrum"}
     return CubeOptions(**{name: value for name in own if (value := getattr(section, name)) is not None})
+
+
+def background_of(section: s.CubeSection, cube: Cube) -> torch.Tensor:
+    """What is expected in a pixel beside the components, (1, K).
+
+    Raises: ConfigError if a spectrum is given without the response whose channels it has; InputError if it has others.
+    """
+    level = torch.full((1, len(cube.data)), section.background, dtype=torch.float64)
+    if section.background_spectrum is None:
+        return level
+    if section.rmf is None:
+        raise ConfigError("a spectrum is in the channels of a response; give cube.rmf, or cube.background as a number.")
+    spectrum, rmf = read_spectrum(section.background_spectrum.path), read_rmf(section.rmf)
+    check_channels(spectrum, rmf)
+    counts = binning_of(cube, rmf, "the cube").sum(spectrum.counts)
+    return level + section.background_spectrum.scale * torch.from_numpy(counts)
 
 
 def component_model(section: s.ComponentSection, cube: Cube, response: Response | None, exposure: float | None) -> SpectralModel:

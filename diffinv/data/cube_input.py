@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
+from diffinv.data.band_noise import with_noise
 from diffinv.data.cube_channels import cut, with_scatter
 from diffinv.data.cubes import Cube, read_array_cube, read_cube
 from diffinv.data.events import Window, bin_events, covering, read_events
@@ -30,6 +31,7 @@ class CubeOptions:
     region: of an event list: sky X and Y of the image's lower left corner, its height and width in pixels; None takes all.
     array: name of the array in a .mat or .npz file, None for the only one. line_free: ranges whose scatter replaces the
     variance, or none; window: the channels to use, of a cube without response, None for all; both in the unit of its axis.
+    noise_std: σ of every value, or "estimate", of a cube whose file has no variance.
     max_pixels: limit on what is read, in values of images and bytes of tables.
     """
 
@@ -42,13 +44,14 @@ class CubeOptions:
     array: str | None = None
     line_free: tuple[tuple[float, float], ...] = ()
     window: tuple[float, float] | None = None
+    noise_std: float | str | None = None
     max_pixels: int = MAX_PIXELS
 
 
 _OF = {
-    "an array": {"array"},
+    "an array": {"array", "window", "noise_std"},
     "an event list": {"rmf", "arf", "energies", "channels_a_bin", "pixel", "region"},
-    "a FITS cube": {"rmf", "arf", "energies", "line_free", "window"},
+    "a FITS cube": {"rmf", "arf", "energies", "line_free", "window", "noise_std"},
 }
 
 
@@ -72,7 +75,7 @@ def open_cube(path: str | Path, options: CubeOptions) -> tuple[Cube, Response | 
     path = Path(path)
     if path.suffix in _ARRAYS:
         _check(path, "an array", options)
-        return read_array_cube(path, options.array), None
+        return _chosen(read_array_cube(path, options.array), path, None, options), None
     file = read_fits(path, max_pixels=options.max_pixels)
     of_events = any(table.name == "EVENTS" for table in file.tables)
     _check(path, "an event list" if of_events else "a FITS cube", options)
@@ -93,7 +96,8 @@ def _chosen(cube: Cube, path: Path, rmf: Rmf | None, options: CubeOptions) -> Cu
     try:
         measured = with_scatter(cube, options.line_free) if options.line_free else cube
         wanted = options.window or options.energies
-        return cut(measured, wanted) if wanted else measured
+        used = cut(measured, wanted) if wanted else measured
+        return used if options.noise_std is None else with_noise(used, options.noise_std)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

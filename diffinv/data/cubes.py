@@ -23,9 +23,8 @@ from diffinv.core.checks import InputError
 from diffinv.data.fits import Cards, FitsFile, Plane, Table, celestial_cards, encode_fits, read_fits
 from diffinv.data.guard import readable
 from diffinv.data.ogip import check_counts
-from diffinv.spectral.base import Grid
+from diffinv.spectral.base import BAND, Grid
 
-BAND = "band"
 _SPECTRAL_CARD = re.compile(r"WCSAXES|(CTYPE|CUNIT|CRPIX|CRVAL|CDELT|CROTA)3|(PC|CD)(3_\d|\d_3)")
 _UNITS = {"angstrom": (1.0, "Angstrom"), "nm": (10.0, "Angstrom"), "um": (1e4, "Angstrom"), "micron": (1e4, "Angstrom")}
 _UNITS |= {"m": (1e10, "Angstrom"), "kev": (1.0, "keV"), "ev": (1e-3, "keV"), "mev": (1e3, "keV"), "": (1.0, BAND)}
@@ -76,12 +75,11 @@ class Cube:
     def grid(self) -> Grid:
         """The channels as a grid of bins.
 
-        Raises: InputError if there are gaps between the channels, or they are numbers of bands.
+        Raises: InputError if there are gaps between the channels.
         """
         gaps = np.flatnonzero(np.abs(self.low[1:] - self.high[:-1]) > 1e-6 * self.high[:-1])
-        if len(gaps) or self.unit == BAND:
-            cause = "its bands have no wavelengths" if self.unit == BAND else f"there is a gap after channel {gaps[0]}"
-            raise InputError(f"the cube's channels are no grid: {cause}.")
+        if len(gaps):
+            raise InputError(f"the cube's channels are no grid: there is a gap after channel {gaps[0]}.")
         return Grid(torch.from_numpy(np.append(self.low, self.high[-1])), self.unit)
 
     def counts(self) -> np.ndarray:
@@ -160,8 +158,8 @@ def read_array_cube(path: str | Path, name: str | None = None, *, bands_axis: in
         known = ", ".join(f"{n} {a.shape}" for n, a in arrays.items()) or "none"
         raise InputError(f"{path}: needs the name of an array of three axes; its arrays are: {known}.")
     data = np.moveaxis(arrays[name], bands_axis, 0).astype(np.float64)
-    low = np.arange(len(data), dtype=np.float64)
-    return masked_cube(data, None, np.ones(data.shape, bool), low, low + 1, BAND)
+    number = np.arange(1.0, len(data) + 1)
+    return masked_cube(data, None, np.ones(data.shape, bool), number - 0.5, number + 0.5, BAND)
 
 
 def _arrays(path: Path) -> Mapping[str, np.ndarray]:

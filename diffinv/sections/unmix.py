@@ -11,14 +11,24 @@ Range = tuple[Number, Number]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,30}$")]
 
 
+class BackgroundSection(Section):
+    """path: a PHA file of a region without source, in the channels of `rmf`. scale: area of a pixel times exposure of the cube,
+    over those of the region."""
+
+    path: Path
+    scale: Positive
+
+
 class CubeSection(Section):
     """What the cube's file does not say itself; without a response the model is of the cube's own channels.
 
     rmf, arf: response of X-ray data, energies: their range, keV. pixel: sky pixels a pixel of the image, channels_a_bin and
     region (x, y, height, width): of an event list. array: name in a .mat or .npz file. exposure: s, where the file does not say
-    it. background: expected counts (or flux) a channel and pixel beside the components. window: channels to use, and line_free:
-    ranges whose scatter in each pixel replaces the file's variance, both of IFU cubes and in the unit of their axis. max_pixels:
-    limit on what is read, in values of images and bytes of tables (null: 2²⁶).
+    it. background: expected counts (or flux) a channel and pixel beside the components; those of background_spectrum are added.
+    window: channels to use, of a cube without a response, and line_free: ranges whose scatter in each pixel replaces the file's
+    variance, both in the unit of its axis. noise_std: σ of every value of a cube whose file has no variance, or "estimate", what
+    other channels do not predict; without either its values are counts. max_pixels: limit on what is read, in values of images
+    and bytes of tables (null: 2²⁶).
     """
 
     rmf: Path | None = None
@@ -31,7 +41,9 @@ class CubeSection(Section):
     exposure: Positive | None = None
     window: Range | None = None
     line_free: tuple[Range, ...] = ()
+    noise_std: Positive | Literal["estimate"] | None = None
     background: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    background_spectrum: BackgroundSection | None = None
     max_pixels: Count | None = None
 
 

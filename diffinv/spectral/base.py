@@ -22,11 +22,12 @@ from torch import Tensor
 from diffinv.core.checks import DiffinvError, ShapeError
 
 LIGHT_SPEED = 299792.458  # km/s
+BAND = "band"  # the unit of channels that have only numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Bins that touch: edges (E + 1,), increasing and positive, in `unit` ("keV" or "Angstrom").
+    """Bins that touch: edges (E + 1,), increasing and positive, in `unit` ("keV", "Angstrom", or "band" for their numbers).
 
     Raises: DiffinvError if the edges do not increase from a positive number or the unit is another.
     """
@@ -35,7 +36,7 @@ class Grid:
     unit: str
 
     def __post_init__(self) -> None:
-        if self.unit not in ("keV", "Angstrom"):
+        if self.unit not in ("keV", "Angstrom", BAND):
             raise DiffinvError(f"Grid: the unit is {self.unit!r}; give edges in keV or Angstrom.")
         edges = self.edges
         if edges.ndim != 1 or len(edges) < 2 or not bool(edges.isfinite().all() & (edges.diff() > 0).all() & (edges[0] > 0)):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffinv.core.checks import DiffinvError, ShapeError
-from diffinv.spectral.base import LIGHT_SPEED, Grid, Parameter, SpectralModel, check_energies
+from diffinv.spectral.base import BAND, LIGHT_SPEED, Grid, Parameter, SpectralModel, check_energies
 from diffinv.spectral.continuum import REDSHIFT, TEMPERATURE, bremsstrahlung
 
 TURBULENCE = Parameter("v_turb", "km/s", 100.0, 3000.0)
@@ -146,6 +146,7 @@ class GaussianLines(SpectralModel):
     Arguments:
         grid: keV or Angstrom. centres: c₀ in the grid's unit, (L,). strengths: flux of each line at amplitude 1, (L,).
         velocity, width: the two parameters.
+    Raises: DiffinvError if the grid has no wavelengths.
     """
 
     grid: Grid
@@ -153,6 +154,10 @@ class GaussianLines(SpectralModel):
     strengths: Tensor
     velocity: Parameter
     width: Parameter
+
+    def __post_init__(self) -> None:
+        if self.grid.unit == BAND:
+            raise DiffinvError("GaussianLines: the channels have no wavelengths, only numbers; give their axis.")
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:

@@ -118,6 +118,25 @@ def test_what_does_not_fit_is_one_line(change: str, message: str, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cube_without_variance_takes_its_noise_from_its_channels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cube, velocity = cube_of_a_line()
+    (tmp_path / "cube.fits").write_bytes(encode_cube(replace(cube, variance=None)))
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    command = ["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]
+    assert main(command) == 2
+    assert "are no counts" in capsys.readouterr().err
+    assert main([*command, "--set", "cube.noise_std=loud"]) == 2
+    assert main([*command, "--set", "cube.noise_std=estimate"]) == 2
+    assert "98 whole spectra of 30 channels are too few to measure noise" in capsys.readouterr().err
+    assert main([*command, "--set", "cube.noise_std=1"]) == 0
+    file = read_fits(tmp_path / "o" / "cube-maps.fits")
+    error = (file.named("MEAN")[0].data - velocity) / file.named("STD")[0].data
+    assert 0.5 < (np.abs(error) < 1).mean() < 0.95
+    (tmp_path / "cube.fits").write_bytes(encode_cube(cube))
+    assert main([*command, "--set", "cube.noise_std=1"]) == 2
+    assert "cube.fits: noise_std would replace the file's variance" in capsys.readouterr().err
+
+
 def test_a_parameter_that_is_fixed_but_unknown_names_the_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cube, _ = cube_of_a_line()
     (tmp_path / "cube.fits").write_bytes(encode_cube(cube))

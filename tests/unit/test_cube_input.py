@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import io as scipy_io
 
-from diffinv.core.checks import InputError
+from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.cube_input import CubeOptions, open_cube
 from diffinv.data.cubes import encode_cube
 from diffinv.data.events import Window, encode_events
 from diffinv.data.fits import Plane, encode_fits
 from diffinv.data.remnants import draw_scene, observe, read_remnant
 from diffinv.data.response_files import read_rmf
+from diffinv.spectral.base import Parameter
+from diffinv.spectral.lines import GaussianLines
 
 SKY = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 187.3, "CRVAL2": 12.4, "CRPIX1": 4096.5, "CRPIX2": 4096.5}
 SKY |= {"CDELT1": -1.3667e-4, "CDELT2": 1.3667e-4}
@@ -68,3 +71,9 @@ def test_arrays_are_scenes(tmp_path: Path) -> None:
     cube, response = open_cube(tmp_path / "a.mat", CubeOptions(array="Y"))
     assert cube.data.shape == (4, 2, 3)
     assert response is None
+    part, _ = open_cube(tmp_path / "a.mat", CubeOptions(array="Y", window=(2, 3), noise_std=0.5))
+    assert part.centre.tolist() == [2, 3]  # bands count from 1
+    assert (part.variance == 0.25).all()
+    boxes = (Parameter("velocity", "km/s", -900, 900), Parameter("width", "km/s", 100, 700))
+    with pytest.raises(DiffinvError, match="the channels have no wavelengths"):
+        GaussianLines(part.grid(), torch.tensor([2.0]), torch.ones(1), *boxes)
