@@ -95,6 +95,19 @@ def test_entry_point_as_a_module() -> None:
     assert result.stdout.strip() == f"diffinv {diffinv.__version__}"
 
 
+def test_threads_that_wait_sleep_soon_unless_the_user_chose_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command = ["inspect", str(tmp_path / "nothing.fits")]
+    for own, seen in (({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        with monkeypatch.context() as patch:
+            for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+                patch.delenv(name, raising=False)
+            for name, value in own.items():
+                patch.setenv(name, value)
+            assert main(command) == 2
+            assert os.environ.get("GOMP_SPINCOUNT") == seen
+            os.environ.pop("GOMP_SPINCOUNT", None)
+
+
 def test_configuration_errors_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("sampler:\n  steps: 2\n  n_sample: 3\ndevice: 7\n")
