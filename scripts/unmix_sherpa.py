@@ -5,7 +5,8 @@
 SPECTRA has `counts` (N, K), `labels` (C,), the bin of each channel of 9774.pi or −1, and `components`, 1 (thermal) or 2 (with
 synchrotron). Sherpa reads the response, folds and groups; the spectra are user models that know nothing of `diffinv.spectral`.
 Each spectrum is fitted from the likeliest of a grid of starts with the Cash statistic and Nelder–Mead. FOUND gets `theta` (N, 2)
-or (N, 3): kT in keV, z and Γ; `synchrotron` (N,): counts of that component; `cash` (N,): 2 Σ m − n ln m; and `seconds` a pixel.
+or (N, 3): kT in keV, z and Γ; `synchrotron` (N,): counts of that component; `cash` (N,): 2 Σ m − n ln m;
+`seconds` a pixel; and Sherpa's `version`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import sherpa
 from astropy.io import fits
 from scipy.special import erf, k0e
 from sherpa.astro import ui
@@ -166,7 +168,7 @@ def main(folder: Path, spectra: Path, out: Path) -> None:
     found = [fit(row, first, models, starts) for row in counts]
     seconds = (time.process_time() - begun) / len(counts)
     theta, synchrotron, cash = zip(*found, strict=True)
-    np.savez(out, theta=theta, synchrotron=synchrotron, cash=cash, seconds=seconds)
+    np.savez(out, theta=theta, synchrotron=synchrotron, cash=cash, seconds=seconds, version=sherpa.__version__)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import torch
 
 from diffinv import __version__
 from diffinv.core.checks import ConfigError
+from diffinv.data.cube_background import background_of
 from diffinv.data.cube_input import CubeOptions, binning_of
 from diffinv.data.cubes import Cube
-from diffinv.data.ogip import check_channels, read_spectrum
+from diffinv.data.ogip import read_spectrum
 from diffinv.data.response_files import read_absorption, read_lines, read_rmf
 from diffinv.data.table_models import read_table_model
 from diffinv.sections import unmix as s
@@ -34,10 +35,10 @@ def cube_options(section: s.CubeSection) -> CubeOptions:
     return CubeOptions(**{name: value for name in own if (value := getattr(section, name)) is not None})
 
 
-def background_of(section: s.CubeSection, cube: Cube) -> torch.Tensor:
+def background(section: s.CubeSection, cube: Cube, say: Say) -> torch.Tensor:
     """What is expected in a pixel beside the components, (1, K).
 
-    Raises: ConfigError if a spectrum is given without the response whose channels it has; InputError if it has others.
+    Raises: ConfigError if a spectrum is given without the response whose channels it has; InputError if it cannot be used.
     """
     level = torch.full((1, len(cube.data)), section.background, dtype=torch.float64)
     if section.background_spectrum is None:
@@ -45,9 +46,10 @@ def background_of(section: s.CubeSection, cube: Cube) -> torch.Tensor:
     if section.rmf is None:
         raise ConfigError("a spectrum is in the channels of a response; give cube.rmf, or cube.background as a number.")
     spectrum, rmf = read_spectrum(section.background_spectrum.path), read_rmf(section.rmf)
-    check_channels(spectrum, rmf)
-    counts = binning_of(cube, rmf, "the cube").sum(spectrum.counts)
-    return level + section.background_spectrum.scale * torch.from_numpy(counts)
+    binning, exposure = binning_of(cube, rmf, "the cube"), _seconds(cube.exposure, section.exposure)
+    found = background_of(spectrum, rmf, binning, area=section.background_spectrum.area, exposure=exposure)
+    say(f"background: {found.counts} counts in {found.groups} groups of channels, the error of which is not in the maps.")
+    return level + torch.from_numpy(found.expected)
 
 
 def component_model(section: s.ComponentSection, cube: Cube, response: Response | None, exposure: float | None) -> SpectralModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from diffinv.assembly.components import Say, component_model, cube_options, emulated
@@ -24,7 +25,7 @@ def train_emulators(loaded: Loaded[EmulatorConfig], out: Path, say: Say) -> Path
     there = [str(path) for path in paths if path.exists()]
     if there:
         raise ConfigError(f"{', '.join(there)}: there already; give another --out.")
-    cube, response = open_cube(config.cube.like, cube_options(config.cube))
+    cube, response = open_cube(config.cube.like, replace(cube_options(config.cube), noise_std=None))
     for path, (number, section) in zip(paths, wanted, strict=True):
         try:
             emulated(section, component_model(section, cube, response, config.cube.exposure), path, "diffinv train", say)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffinv import __version__
-from diffinv.assembly.components import Say, background_of, component_model, cube_options, emulated, is_emulated
+from diffinv.assembly.components import Say, background, component_model, cube_options, emulated, is_emulated
 from diffinv.config import Loaded
 from diffinv.core.checks import ConfigError, DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
@@ -43,11 +43,11 @@ def unmix_file(loaded: Loaded[s.UnmixConfig], path: Path, out: Path, say: Say) -
     cube, response = open_cube(path, cube_options(config.cube))
     _check_pixels(loaded, cube.data.shape[1:])
     try:
-        background = background_of(config.cube, cube)
+        known = background(config.cube, cube, say)
     except ConfigError as error:
         raise ConfigError(f"{loaded.where('cube.background_spectrum')}: {error}") from error
     try:
-        data = pixels_of(cube, background)
+        data = pixels_of(cube, known)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     mixture = _mixture(loaded, cube, response, out / name, say)

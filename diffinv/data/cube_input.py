@@ -91,13 +91,16 @@ def open_cube(path: str | Path, options: CubeOptions) -> tuple[Cube, Response | 
 def _chosen(cube: Cube, path: Path, rmf: Rmf | None, options: CubeOptions) -> Cube:
     if rmf is not None and (options.line_free or options.window):
         raise InputError(f"{path}: window and line_free are of cubes without a response; bin the events in another range.")
+    if options.line_free and options.noise_std is not None:
+        raise InputError(f"{path}: line_free and noise_std both say what the noise is; give one.")
     if options.energies and cube.unit != "keV":
         raise InputError(f"{path}: energies are of X-ray data, and its axis is in {cube.unit}; give window.")
     try:
         measured = with_scatter(cube, options.line_free) if options.line_free else cube
+        if options.noise_std is not None:
+            measured = with_noise(measured, options.noise_std)
         wanted = options.window or options.energies
-        used = cut(measured, wanted) if wanted else measured
-        return used if options.noise_std is None else with_noise(used, options.noise_std)
+        return cut(measured, wanted) if wanted else measured
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -59,6 +59,8 @@ class Cube:
                 f"a cube needs data (K, H, W), variance and mask of its shape and K channels; got data {self.data.shape}, "
                 f"variance and mask {shapes}, channels {self.low.shape}."
             )
+        if not self.data.size:
+            raise InputError(f"a cube of {self.data.shape} channels, rows and columns holds nothing; give one that does.")
         if not (self.high > self.low).all() or not (np.diff(self.low) > 0).all():
             raise InputError("the channels of a cube must grow along its first axis; reverse the cube.")
 
@@ -87,7 +89,8 @@ class Cube:
 
         Raises: InputError if a good value is negative or fractional.
         """
-        return check_counts(f"cube ({self.bunit or 'no unit'})", self.data)
+        other = "a cube with a variance, or cube.noise_std"
+        return check_counts(f"cube ({self.bunit or 'no unit'})", self.data, other=other)
 
 
 def read_cube(path: str | Path, file: FitsFile | None = None) -> Cube:
@@ -158,8 +161,7 @@ def read_array_cube(path: str | Path, name: str | None = None, *, bands_axis: in
         known = ", ".join(f"{n} {a.shape}" for n, a in arrays.items()) or "none"
         raise InputError(f"{path}: needs the name of an array of three axes; its arrays are: {known}.")
     data = np.moveaxis(arrays[name], bands_axis, 0).astype(np.float64)
-    number = np.arange(1.0, len(data) + 1)
-    return masked_cube(data, None, np.ones(data.shape, bool), number - 0.5, number + 0.5, BAND)
+    return masked_cube(data, None, np.ones(data.shape, bool), *_numbered(len(data)), BAND)
 
 
 def _arrays(path: Path) -> Mapping[str, np.ndarray]:
@@ -202,6 +204,12 @@ def _flags(file: FitsFile, shape: tuple[int, ...]) -> np.ndarray:
     return np.zeros(shape, bool)
 
 
+def _numbered(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of channels that are their numbers, from 1."""
+    number = np.arange(1.0, count + 1)
+    return number - 0.5, number + 0.5
+
+
 def _channels(header: Cards, count: int) -> tuple[np.ndarray, np.ndarray, str, str]:
     """Bounds of the channels from the WCS of axis 3, their unit, and CTYPE3."""
     axis = str(header.get("CTYPE3", "")).strip().upper()
@@ -210,7 +218,7 @@ def _channels(header: Cards, count: int) -> tuple[np.ndarray, np.ndarray, str, s
         raise InputError(f"CUNIT3 is {text!r}; expected Angstrom, nm, um, m, keV or eV.")
     scale, unit = _UNITS[text.lower()]
     if unit == BAND:
-        return np.arange(count, dtype=np.float64), np.arange(1.0, count + 1), BAND, axis
+        return *_numbered(count), BAND, axis
     step = float(header.get("CD3_3", float(header.get("CDELT3", 1.0)) * float(header.get("PC3_3", 1.0))))
     if any(float(header.get(f"{kind}{i}_{j}", 0.0)) for kind in ("CD", "PC") for i, j in ((3, 1), (3, 2), (1, 3), (2, 3))):
         raise InputError("the spectral axis is mixed with the celestial ones (CD3_1, …); resample the cube.")

@@ -72,8 +72,8 @@ def read_spectrum(path: str | Path) -> Spectrum:
         return Spectrum(file.path, numbers, counts, exposure, scales["AREASCAL"], scales["BACKSCAL"], quality, grouping, *named)
 
 
-def check_counts(owner: str, counts: np.ndarray) -> np.ndarray:
-    """The counts as whole numbers in float64; NaN is not a count.
+def check_counts(owner: str, counts: np.ndarray, *, other: str = "data with a variance") -> np.ndarray:
+    """The counts as whole numbers in float64; NaN is not a count. other: what may be given in the place of counts.
 
     Raises: InputError that names the first bad value and its place.
     """
@@ -84,7 +84,7 @@ def check_counts(owner: str, counts: np.ndarray) -> np.ndarray:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(
             f"{owner}: {int(bad.sum())} values are no counts, the first is {counts[place]:g} at {place}; a Poisson likelihood "
-            "needs whole numbers ≥ 0: give raw counts (no background subtracted, no rate), or data with a variance."
+            f"needs whole numbers ≥ 0: give raw counts (no background subtracted, no rate), or {other}."
         )
     return whole
 

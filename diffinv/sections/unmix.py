@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from diffinv.config import Count, Field, Number, Positive, Section, Seed
+from diffinv.config import Count, Field, Number, Positive, Section, Seed, positive_or
 
 Range = tuple[Number, Number]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,30}$")]
 
 
 class BackgroundSection(Section):
-    """path: a PHA file of a region without source, in the channels of `rmf`. scale: area of a pixel times exposure of the cube,
-    over those of the region."""
+    """path: a PHA file of a region without source, in the channels of `rmf`. area: of a pixel of the cube over that of the
+    region. Exposures are those of the files. Channels are joined until they hold 20 counts; their error is not in the maps' σ."""
 
     path: Path
-    scale: Positive
+    area: Positive
 
 
 class CubeSection(Section):
@@ -27,7 +27,8 @@ class CubeSection(Section):
     it. background: expected counts (or flux) a channel and pixel beside the components; those of background_spectrum are added.
     window: channels to use, of a cube without a response, and line_free: ranges whose scatter in each pixel replaces the file's
     variance, both in the unit of its axis. noise_std: σ of every value of a cube whose file has no variance, or "estimate", what
-    other channels do not predict; without either its values are counts. max_pixels: limit on what is read, in values of images
+    other channels do not predict, where noise is independent from channel to channel; without either its values are counts.
+    max_pixels: limit on what is read, in values of images
     and bytes of tables (null: 2²⁶).
     """
 
@@ -41,7 +42,7 @@ class CubeSection(Section):
     exposure: Positive | None = None
     window: Range | None = None
     line_free: tuple[Range, ...] = ()
-    noise_std: Positive | Literal["estimate"] | None = None
+    noise_std: positive_or("estimate") | None = None
     background: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     background_spectrum: BackgroundSection | None = None
     max_pixels: Count | None = None
@@ -154,6 +155,7 @@ class LikeSection(CubeSection):
 
 
 class EmulatorConfig(UnmixConfig):
-    """The configuration of a training of emulators: that of `diffinv unmix`, and a cube. `links` and `maps` are for the maps."""
+    """The configuration of a training of emulators: that of `diffinv unmix`, and a cube. `links`, `maps`, and the cube's noise
+    and background are for the maps."""
 
     cube: LikeSection

@@ -124,8 +124,13 @@ def test_a_cube_without_variance_takes_its_noise_from_its_channels(tmp_path: Pat
     (tmp_path / "run.yaml").write_text(CONFIG)
     command = ["unmix", str(tmp_path / "cube.fits"), "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]
     assert main(command) == 2
-    assert "are no counts" in capsys.readouterr().err
-    assert main([*command, "--set", "cube.noise_std=loud"]) == 2
+    assert re.search("are no counts.* or cube.noise_std", capsys.readouterr().err)
+    for wrong in ("loud", "Estimate", "0", "-1", "true"):
+        assert main([*command, "--set", f"cube.noise_std={wrong}"]) == 2
+        error = capsys.readouterr().err
+        assert "cube.noise_std: expected a number > 0 or estimate" in error and error.count("\n") == 1
+    assert main([*command, "--set", "cube.noise_std=1", "--set", "cube.line_free=[[5000, 5060]]"]) == 2
+    assert "line_free and noise_std both say what the noise is" in capsys.readouterr().err
     assert main([*command, "--set", "cube.noise_std=estimate"]) == 2
     assert "98 whole spectra of 30 channels are too few to measure noise" in capsys.readouterr().err
     assert main([*command, "--set", "cube.noise_std=1"]) == 0

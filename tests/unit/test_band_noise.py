@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def scene(std: np.ndarray, seed: int = 0) -> Cube:
 def test_noise_of_each_channel_is_what_others_do_not_predict() -> None:
     std = np.where(np.arange(CHANNELS) < 20, 0.01, 0.05)
     found = np.mean([channel_noise(scene(std, seed).data.reshape(CHANNELS, -1).T) for seed in range(4)], 0)
-    assert (found / std).min() > 0.97  # others' noise is taken for signal, never the reverse
+    assert (found / std).min() > 0.97
     assert np.median(found / std) == pytest.approx(1, abs=0.08)
 
 
@@ -45,16 +47,31 @@ def test_a_number_is_everybodys_noise_and_bad_values_have_none() -> None:
     assert measured.variance[0, 0, 0] == measured.variance[0, -1, -1] == pytest.approx(1e-4, rel=0.2)
 
 
+def test_blank_pixels_and_channels_that_are_bad_everywhere_do_not_count() -> None:
+    plain = scene(np.full(CHANNELS, 0.01))
+    data, mask = plain.data.copy(), plain.mask.copy()
+    data[:, :, : SIDE // 2], mask[7] = 0.0, False
+    data[7] = 0.0
+    found = with_noise(replace(plain, data=data, mask=mask), "estimate")
+    assert (found.variance[7] == 0).all()
+    assert np.median(found.variance[:7, 0, -1]) == pytest.approx(1e-4, rel=0.15)
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="100 whole spectra of 40 channels are too few"):
         channel_noise(rng.standard_normal((100, CHANNELS)))
     still = rng.standard_normal((400, 10))
-    still[:, 4] = 2.0
-    with pytest.raises(InputError, match="channel 4 is the same everywhere"):
-        channel_noise(still)
+    for value in (2.0, 0.1, 1000.1):
+        still[:, 4] = value
+        with pytest.raises(InputError, match=f"channel 5 is {value:g} everywhere"):
+            channel_noise(still)
     still[:, 4] = still[:, 3] - still[:, 5]
     with pytest.raises(InputError, match="exact functions of others"):
         channel_noise(still)
+    with pytest.raises(InputError, match="2000 whole spectra of 3 channels are too few"):
+        channel_noise(rng.standard_normal((2000, 3)))
+    with pytest.raises(InputError, match="whose square is 0"):
+        with_noise(scene(np.full(CHANNELS, 0.01)), 1e-200)
     with pytest.raises(InputError, match="would replace the file's variance"):
         with_noise(with_noise(scene(np.full(CHANNELS, 0.01)), 0.1), 0.1)

@@ -71,8 +71,11 @@ def test_arrays_are_scenes(tmp_path: Path) -> None:
     cube, response = open_cube(tmp_path / "a.mat", CubeOptions(array="Y"))
     assert cube.data.shape == (4, 2, 3)
     assert response is None
+    (tmp_path / "a.fits").write_bytes(encode_fits([Plane("PRIMARY", None, {}), Plane("DATA", np.ones((4, 2, 3)), {})]))
     part, _ = open_cube(tmp_path / "a.mat", CubeOptions(array="Y", window=(2, 3), noise_std=0.5))
-    assert part.centre.tolist() == [2, 3]  # bands count from 1
+    same, _ = open_cube(tmp_path / "a.fits", CubeOptions(window=(2, 3), noise_std=0.5))
+    assert part.centre.tolist() == same.centre.tolist() == [2, 3]  # bands count from 1
+    assert len(same.grid()) == 2
     assert (part.variance == 0.25).all()
     boxes = (Parameter("velocity", "km/s", -900, 900), Parameter("width", "km/s", 100, 700))
     with pytest.raises(DiffinvError, match="the channels have no wavelengths"):

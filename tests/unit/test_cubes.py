@@ -50,7 +50,7 @@ def test_errors_are_squared_and_a_plain_image_is_a_cube(tmp_path: Path) -> None:
     plain = read_cube(path)
     assert plain.unit == "band"
     assert plain.variance is None
-    assert plain.low.tolist() == [0, 1, 2, 3, 4, 5]
+    assert plain.low.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]  # numbers of bands from 1, ± 1/2
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,8 @@ def test_counts_are_whole_or_refused() -> None:
         masked_cube(counts, None, np.ones(SHAPE, bool), low + 1, low + 1.5, "keV").grid()
     with pytest.raises(InputError, match="must grow"):
         masked_cube(counts, None, np.ones(SHAPE, bool), -low, 1 - low, "keV")
+    with pytest.raises(InputError, match="holds nothing"):
+        masked_cube(counts[:, :, :0], None, np.ones((*SHAPE[:2], 0), bool), low, low + 1, "keV")
     with pytest.raises(InputError, match="needs data"):
         masked_cube(counts, None, np.ones(SHAPE, bool), low[1:], low[1:] + 1, "keV")
 
