@@ -28,9 +28,10 @@ _FEWEST_CHANNELS = 10  # with mixtures of three spectra σ is then 11 % too larg
 _REMEDY = "give noise_std as a number"
 
 
-def channel_noise(spectra: np.ndarray) -> np.ndarray:
+def channel_noise(spectra: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
     """σ of each channel, (K,), of spectra (N, K).
 
+    Arguments: numbers: of the channels, as a message names them; None counts from 1.
     Raises: InputError if there are fewer than five spectra a channel or ten channels, or one is a function of the others.
     """
     count, channels = spectra.shape
@@ -38,7 +39,9 @@ def channel_noise(spectra: np.ndarray) -> np.ndarray:
         raise InputError(f"{count} whole spectra of {channels} channels are too few to measure noise; {_REMEDY}.")
     still = np.ptp(spectra, axis=0) == 0
     if still.any():
-        raise InputError(f"channel {int(np.argmax(still)) + 1} is {spectra[0, np.argmax(still)]:g} everywhere; {_REMEDY}.")
+        first = int(np.argmax(still))
+        number = first + 1 if numbers is None else numbers[first]
+        raise InputError(f"channel {number} is {spectra[0, first]:g} everywhere; {_REMEDY}.")
     centred = spectra - spectra.mean(0)
     scale = np.sqrt((centred**2).mean(0))
     covariance = (centred / scale).T @ (centred / scale) / (count - channels)
@@ -60,7 +63,7 @@ def with_noise(cube: Cube, noise: float | str) -> Cube:
     if noise == "estimate":
         used = cube.mask.any((1, 2))
         whole = cube.mask[used].all(0) & (cube.data != 0).any(0)
-        std[used] = channel_noise(cube.data[used][:, whole].T.astype(np.float64))
+        std[used] = channel_noise(cube.data[used][:, whole].T.astype(np.float64), np.flatnonzero(used) + 1)
     else:
         std[:] = float(noise)
     variance = np.where(cube.mask, (std**2)[:, None, None], 0.0)

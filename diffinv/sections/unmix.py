@@ -28,8 +28,7 @@ class CubeSection(Section):
     window: channels to use, of a cube without a response, and line_free: ranges whose scatter in each pixel replaces the file's
     variance, both in the unit of its axis. noise_std: σ of every value of a cube whose file has no variance, or "estimate", what
     other channels do not predict, where noise is independent from channel to channel; without either its values are counts.
-    max_pixels: limit on what is read, in values of images
-    and bytes of tables (null: 2²⁶).
+    max_pixels: limit on what is read, in values of images and bytes of tables (null: 2²⁶).
     """
 
     rmf: Path | None = None

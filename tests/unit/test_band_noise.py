@@ -55,6 +55,9 @@ def test_blank_pixels_and_channels_that_are_bad_everywhere_do_not_count() -> Non
     found = with_noise(replace(plain, data=data, mask=mask), "estimate")
     assert (found.variance[7] == 0).all()
     assert np.median(found.variance[:7, 0, -1]) == pytest.approx(1e-4, rel=0.15)
+    data[20] = 0.3
+    with pytest.raises(InputError, match="channel 21 is 0.3 everywhere"):
+        with_noise(replace(plain, data=data, mask=mask), "estimate")
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
