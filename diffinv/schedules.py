@@ -63,6 +63,23 @@ class Schedule(abc.ABC):
         u = rng.uniform(torch.empty(floor.shape[0], 1, dtype=torch.float64, device=floor.device))[:, 0]
         return torch.maximum(self.level(share * u), floor * (1 + _NUDGE)), share
 
+    def draw_below(self, rng: Rng, ceiling: Tensor) -> tuple[Tensor, Tensor]:
+        """Training levels given that they lie below a ceiling, one a row, and the share of levels that do.
+
+        Arguments: ceiling: (B,) float64. Returns: σ ≤ ceiling (B,) and the share (B,), both float64; where no level lies below,
+        the share is 0 and σ the lowest level or the ceiling, whichever is lower.
+        """
+        share = self.above(ceiling)
+        u = rng.uniform(torch.empty_like(share)[:, None])[:, 0]
+        return torch.minimum(self.level(share + (1 - share) * u), ceiling), 1 - share
+
+    def draw_lifted(self, rng: Rng, floor: Tensor) -> Tensor:
+        """Training levels, one a row, those below a floor lifted to it: (B,) float64, above the floor by a part in 10⁶ at least.
+
+        Arguments: floor: (B,) float64.
+        """
+        return torch.maximum(self.draw(rng, floor.shape[0]), floor * (1 + _NUDGE))
+
 
 def _check_range(owner: str, sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max < math.inf:

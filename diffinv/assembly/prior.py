@@ -21,7 +21,7 @@ from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Observation
 from diffinv.losses.ambient import Ambient, AmbientSure, white_level
 from diffinv.losses.base import MeasuredBatch
-from diffinv.losses.topping import direct
+from diffinv.losses.topping import direct, floor
 from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.groups import Group
 from diffinv.priors.store import PriorCard
@@ -114,7 +114,7 @@ def _learning(config: p.PriorConfig, source: Source) -> Learning:
         expect=_expectation(config.prior, section, noisy and _white(source)),
         start=start,
         first_steps=section.first_steps,
-        noisy=noisy and isinstance(config.noise, s.GaussianNoise),
+        noisy=noisy and _known(source),
         views=_views(section.views),
     )
 
@@ -130,9 +130,19 @@ def _expectation(prior: p.PriorSection, section: p.EmLearning, exact: bool) -> E
 
 
 def _white(source: Source) -> bool:
-    """Whether the noise of some rows is white, each at a level of its own."""
+    """Whether the noise is white, each row's at a level of its own, as far as some rows tell."""
     try:
-        white_level("em", direct("em", take(source, evenly(len(source), 16))))
+        white_level("em", direct("em", take(source, evenly(len(source), _SOME))))
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _known(source: Source) -> bool:
+    """Whether all pixels are seen with Gaussian noise of known covariance, as far as some rows tell."""
+    try:
+        data = direct("em", take(source, evenly(len(source), _SOME)))
+        floor(data.noise, data.y)
     except UnsupportedError:
         return False
     return True

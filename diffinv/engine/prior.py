@@ -25,7 +25,7 @@ from diffinv.data.locks import only_one_in
 from diffinv.engine.learn import is_main_process
 from diffinv.engine.levels import evenly, fingerprint, image_scale, take
 from diffinv.engine.run import differences
-from diffinv.losses.ambient import AmbientSure
+from diffinv.losses.ambient import AmbientSure, BelowNoise
 from diffinv.losses.base import CleanBatch, Loss
 from diffinv.losses.denoising import DenoisingScoreMatching
 from diffinv.losses.identifiability import identifiability
@@ -130,7 +130,9 @@ class ByExpectation(Learning):
     """Laps of EM.
 
     Arguments: em, expect. start: a Gaussian fit to the data, the prior of the first E-step. first_steps: updates by
-    `AmbientSure` before it, whose D(y, σ_n) is then the first E-step. noisy: whether the data are noisy images. views.
+    `AmbientSure` before it, whose D(y, σ_n) is then the first E-step. noisy: whether the data are noisy images
+    without gaps, which teach the levels above their noise beside the draws. views: of draws, from which alone all levels then
+    learn: the data themselves have no views.
     """
 
     em: EmPlan
@@ -144,7 +146,7 @@ class ByExpectation(Learning):
         if setting.held_out is None:
             raise ConfigError("data.held_out: em is scored on held-out measurements; give a share of 0.1 or so.")
         _tell_sight(setting, self.views)
-        sure = AmbientSure(setting.schedule, setting.sigma_data)
+        sure, beside = AmbientSure(setting.schedule, setting.sigma_data), self.noisy and self.views is None
         fit = self.start(setting.source)
         rise = (fit.log_likelihood[-1] - fit.log_likelihood[0]) / min(_SOME, len(setting.source))
         setting.say(f"Gaussian start: the log-likelihood rose by {rise:.4g} a row in {len(fit.log_likelihood) - 1} laps")
@@ -160,12 +162,13 @@ class ByExpectation(Learning):
             held_out=setting.held_out,
             start=start,
             expect=steps,
-            loss=setting.clean,
+            loss=sure + BelowNoise(setting.schedule, setting.sigma_data) if beside else setting.clean,
             views=AsTheyAre() if self.views is None else GroupViews(self.views),
             plan=setting.plan,
             em=self.em,
             folder=setting.folder / "em",
             watch=sure if self.noisy else None,
+            beside=beside,
             say=setting.say,
         )
         return em.run(resume=True), em.draws(self.em.laps - 1).var(0, keepdim=True)

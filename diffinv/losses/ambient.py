@@ -5,7 +5,7 @@ to a constant in two ways: by a recorrupted target (`Ambient`) or by Stein's ide
 trains more levels than one of much noise, and a clean row, whose noise is its rounding, all of them: mixtures of good and
 bad data need nothing else. Below the noise of a row these losses say nothing, and a network that is sampled there without
 having seen better rows is worse than none: `Consistency` ties these levels to those above, and expectation maximisation
-learns them.
+learns them (`BelowNoise`).
 Invariant: the mean over rows and levels is that of denoising score matching on the levels that a row may train.
 """
 
@@ -56,9 +56,13 @@ class NoiseOnly(Loss, abc.ABC):
     def _level(self, batch: MeasuredBatch, rng: Rng) -> tuple[Observation, Sigma, Topped, Tensor]:
         """The data, their levels σ, x_σ and t, and the weight of each row: the share of levels it trains times w."""
         data = direct(type(self).__name__, batch)
-        sigma, share = self.schedule.draw_above(rng, floor(data.noise, data.y))
+        sigma, share = self._draw(rng, floor(data.noise, data.y))
         topped = top_up(data.noise, data.y, sigma, rng)
         return data, sigma, topped, share * edm_weight(sigma, self.sigma_data)
+
+    def _draw(self, rng: Rng, lowest: Sigma) -> tuple[Sigma, Tensor]:
+        """A level a row, above the lowest that it may train, and the share of all levels that this one stands for."""
+        return self.schedule.draw_above(rng, lowest)
 
 
 @register("loss", "ambient")
@@ -114,9 +118,11 @@ class AtLevel(Reconstructor):
 @register("loss", "ambient_sure")
 @dataclass(frozen=True)
 class AmbientSure(NoiseOnly):
-    """`w(σ) [‖D(x_σ, σ) − y‖² − tr Σ + 2 tr(Σ ∂D/∂x_σ)] / d` for levels σ above the noise: Stein's identity at every level.
+    """`w(σ) [‖D(x_σ, σ) − y‖² − tr Σ + 2 tr(Σ ∂D/∂x_σ)] / d` for levels σ from the noise up: Stein's identity at every level.
 
-    x_σ and y share the noise n, and only that: `E[nᵀD(x_σ)] = E tr(Σ ∂D/∂x_σ)`. Bounded at σ = σ_n, where it is plain SURE.
+    x_σ and y share the noise n, and only that: `E[nᵀD(x_σ)] = E tr(Σ ∂D/∂x_σ)`. Bounded at σ = σ_n, where it is plain SURE:
+    levels drawn below the noise of a row count there. The level of the data is the edge of what is learnt, and all that is
+    below starts from it: without them a network was 0.7 dB worse at σ_n, and as good from 1.3 σ_n on.
     Its value is the risk of the denoiser, constants included, so that it validates a training without truth.
     Oracle: `w(σ) ‖D(x_σ, σ) − x‖² / d`.
 
@@ -133,6 +139,9 @@ class AmbientSure(NoiseOnly):
     def differences(self) -> bool:
         return isinstance(self.slope, FiniteDifference)
 
+    def _draw(self, rng: Rng, lowest: Sigma) -> tuple[Sigma, Tensor]:
+        return self.schedule.draw_lifted(rng, lowest), torch.ones_like(lowest)
+
     def __call__(self, model: Denoiser, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, sigma, topped, weight = self._level(batch, rng)
         variance = data.noise.variance(torch.zeros_like(data.y))
@@ -146,6 +155,36 @@ class AmbientSure(NoiseOnly):
         _, sigma, topped, weight = self._level(batch, rng)
         error = model(topped.x, sigma.to(topped.x)) - truth(batch, "AmbientSure")
         return weight.to(error) * error.square().flatten(1).mean(1)
+
+
+@register("loss", "below_noise")
+@dataclass(frozen=True)
+class BelowNoise(Loss):
+    """`w(σ) ‖D(x + σ z, σ) − x‖² / d` for levels σ below the noise of a row: denoising score matching where its data say nothing.
+
+    x is the image of the batch, in expectation maximisation a draw of p(x | y). Beside `AmbientSure` on the same rows a draw
+    has no say in what the data themselves teach, and the prior cannot drift from them lap after lap.
+    With the true images unbiased on these levels; with draws as good as their prior.
+
+    Arguments: schedule: of all levels; a row draws those below its noise. sigma_data: σ_d, in the unit of x.
+    Raises: UnsupportedError as `AmbientSure`, and for a batch without images.
+    References: levels by quality: Daras et al., *Ambient Diffusion Omni*, 2025, arXiv:2506.10038.
+    """
+
+    schedule: Schedule
+    sigma_data: float
+
+    def check(self, batch: MeasuredBatch) -> None:
+        data = direct("BelowNoise", batch)
+        floor(data.noise, data.y)
+        truth(batch, "BelowNoise")
+
+    def __call__(self, model: Denoiser, batch: MeasuredBatch, rng: Rng) -> Tensor:
+        data, x = direct("BelowNoise", batch), truth(batch, "BelowNoise")
+        sigma, share = self.schedule.draw_below(rng, floor(data.noise, data.y))
+        noisy = x + expand(sigma.to(x), x) * rng.normal(x)
+        weight = (share * edm_weight(sigma, self.sigma_data)).to(x)
+        return weight * (model(noisy, sigma.to(x)) - x).square().flatten(1).mean(1)
 
 
 @register("loss", "consistency")
@@ -177,16 +216,14 @@ class Consistency(Loss):
     def __call__(self, model: Denoiser, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data = direct("Consistency", batch)
         top = white_level("Consistency", data)
-        share = self.schedule.above(top)
-        u = rng.uniform(torch.empty_like(share)[:, None])[:, 0]
-        s = torch.minimum(self.schedule.level(share + (1 - share) * u), top)
+        s, share = self.schedule.draw_below(rng, top)
         t = torch.minimum(s * self.ratio, top)
         with torch.no_grad():
             x_t = self._descend(model, data.y, top, t, rng)
             first, second = (_reverse(model, x_t, t, s, rng) for _ in range(2))
         here = model(x_t, t.to(x_t))
         product = (model(first, s.to(x_t)) - here) * (model(second, s.to(x_t)) - here)
-        return ((1 - share) * edm_weight(s, self.sigma_data)).to(product) * product.flatten(1).mean(1)
+        return (share * edm_weight(s, self.sigma_data)).to(product) * product.flatten(1).mean(1)
 
     def _descend(self, model: Denoiser, y: Image, top: Sigma, t: Sigma, rng: Rng) -> Image:
         """From y at σ_n to x_t, in steps of equal ratio."""

@@ -3,7 +3,8 @@
     E: x_i ~ p_θ(x | y_i, A_i), one draw a measurement, fresh each lap
     M: θ ← argmin_θ' mean_i E_{σ, z} w(σ) ‖D_θ'(T_g x_i + σ z, σ) − T_g x_i‖², warm-started with the average of the lap before
 
-Each lap raises the likelihood of the data, up to the errors of draws and training. T_g of a group under which the images are
+Each lap raises the likelihood of the data, up to the errors of draws and training. Noisy images teach the levels above their
+noise by themselves, and draws those below: the M-step then has both (`beside`). T_g of a group under which the images are
 as likely as they are brings what no measurement shows (equivariant imaging for a prior); what neither data nor group show
 stays what the start made of it. A lap leaves its draws in chunks and its average in files that are there whole or not at all.
 Invariant: a draw is a function of (seed, lap, number of the measurement) and the prior, whatever the process that makes it, so
@@ -37,7 +38,7 @@ from diffinv.training.ema import ExponentialMovingAverage
 from diffinv.training.expectation import EStep
 from diffinv.training.loop import Trainer, processes
 from diffinv.training.plan import TrainingPlan
-from diffinv.training.sources import CleanImages, Source
+from diffinv.training.sources import CleanImages, Drawn, Source
 from diffinv.training.validation import evaluate, summary
 from diffinv.uncertainty.predictive import reduced_chi2
 
@@ -89,7 +90,8 @@ class ExpectationMaximisation:
         for the score. start: the prior of the first E-step. expect: the E-step of each lap; the last one serves all further
         laps. loss: of the M-step, on `CleanBatch`. views: (x, rng) → x, random augmentation of draws. plan: of a lap's
         training. em. folder: of this run alone. watch: a loss on held-out measurements whose value is a risk (`AmbientSure`),
-        or None. say: takes lines for the user.
+        or None. beside: whether the loss of the M-step is on `MeasuredBatch`, the measurements with their draws for images
+        (`AmbientSure` + `BelowNoise`), in place of draws alone. say: takes lines for the user.
     """
 
     model: Denoiser
@@ -103,6 +105,7 @@ class ExpectationMaximisation:
     em: EmPlan
     folder: Path
     watch: Loss | None = None
+    beside: bool = False
     say: Callable[[str], None] = print
 
     def run(self, *, resume: bool = False) -> Denoiser:
@@ -154,6 +157,7 @@ class ExpectationMaximisation:
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("trackers", "save_every", "log_every")}
         known = {"rows": len(self.source), "held_out": len(self.held_out), "chunk": self.em.chunk, "replay": self.em.replay}
         known |= {"expect": [repr(step) for step in self.expect], "loss": repr(self.loss), "views": repr(self.views)}
+        known["beside"] = self.beside
         record = json.loads(json.dumps({**known, "plan": {k: str(v) for k, v in plan.items()}}))
         if path.exists():
             if not resume:
@@ -171,8 +175,9 @@ class ExpectationMaximisation:
         ranks, rows = processes().num_processes, len(self.source)
         some = self.source.batch(torch.arange(min(self.em.chunk, rows)), self._streams(lap, range(min(self.em.chunk, rows))))
         x = torch.zeros(len(some.observation.y), *some.observation.image_shape, device=processes().device)
-        step, plan = self._step(lap), self.plan
-        seconds = rows * step.passes * _seconds(prior, x) / ranks + 3 * plan.steps * plan.batch_size * _seconds(self.model, x)
+        step, plan, losses = self._step(lap), self.plan, 3 if self.beside else 1
+        training = 3 * losses * plan.steps * plan.batch_size * _seconds(self.model, x)  # a pass forward and back costs three
+        seconds = rows * step.passes * _seconds(prior, x) / ranks + training
         return (
             f"lap {lap}: {rows} draws of {step.passes:g} passes, {plan.steps} steps of {plan.batch_size * ranks} images: "
             f"about {duration(seconds)}"
@@ -207,7 +212,8 @@ class ExpectationMaximisation:
     def _maximise(self, lap: int) -> Denoiser:
         images = torch.cat([self.draws(k) for k in range(max(0, lap - self.em.replay), lap + 1)])
         plan = replace(self.plan, seed=self.plan.seed + _LAPS_APART * (lap + 1))
-        training = Trainer(self.model, self.loss, CleanImages(images, self.views), plan, self._lap(lap))
+        learnt = Drawn(self.source, images, self.views) if self.beside else CleanImages(images, self.views)
+        training = Trainer(self.model, self.loss, learnt, plan, self._lap(lap))
         return training.run(resume=True, more=True)
 
     def _look(self, lap: int, average: Denoiser, ranks) -> None:

@@ -126,6 +126,26 @@ class Certain(Source):
 
 
 @dataclass(frozen=True, eq=False)
+class Drawn(Source):
+    """Measurements with an image for each that could be behind it.
+
+    Arguments: source: of N `MeasuredBatch` rows. images: (L · N, *image), L for each row, one after the other. views:
+    augmentation (x, rng) → x of the images, which then need not fit their data any more.
+    """
+
+    source: Source
+    images: Tensor
+    views: Callable[[Tensor, Rng], Tensor]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def batch(self, index: Tensor, rng: Rng) -> MeasuredBatch:
+        found = self.source.batch(index % len(self.source), rng)
+        return replace(found, x=self.views(self.images[index].float().to(rng.keys.device), rng))
+
+
+@dataclass(frozen=True, eq=False)
 class Mixture(Source):
     """Rows of several sources of images seen directly, each with its own white or per-pixel Gaussian noise.
 

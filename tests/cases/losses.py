@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffinv.losses.ambient import Ambient, AmbientSure, Consistency
+from diffinv.losses.ambient import Ambient, AmbientSure, BelowNoise, Consistency
 from diffinv.losses.base import Loss, Total
 from diffinv.losses.denoisers import Neighbor2Neighbor, Noise2Score
 from diffinv.losses.denoising import DenoisingScoreMatching
@@ -31,7 +31,8 @@ WEIGHT = torch.linspace(0.5, 2, 24, dtype=torch.float64).reshape(1, 2, 3, 4)
 INDEPENDENT = tuple(name for name in EVERY if name != "gaussian_correlated")
 
 LEVELS = LogUniform(0.05, 20.0)
-DENOISERS = ("denoising_score_matching", "ambient", "ambient_sure", "consistency", "masked_ambient", "spectral_ambient")
+NOISY_IMAGES = ("ambient", "ambient_sure", "below_noise", "consistency")
+DENOISERS = ("denoising_score_matching", *NOISY_IMAGES, "masked_ambient", "spectral_ambient")
 
 
 def fill() -> Fill:
@@ -71,6 +72,7 @@ CASES: dict[str, Callable[[], LossCase]] = {
     "denoising_score_matching": lambda: LossCase(DenoisingScoreMatching(LogNormal(-0.7, 1.7), 1.0)),
     "ambient": lambda: LossCase(Ambient(LEVELS, 1.0), GAUSSIAN),
     "ambient_sure": lambda: LossCase(AmbientSure(LEVELS, 1.0, ForwardMode()), GAUSSIAN),
+    "below_noise": lambda: LossCase(BelowNoise(LEVELS, 1.0)),
     "consistency": lambda: LossCase(Consistency(LEVELS, 1.0)),
     "masked_ambient": lambda: LossCase(MaskedAmbient(LEVELS, 1.0, 0.7), ("gaussian",)),
     "spectral_ambient": lambda: LossCase(SpectralAmbient(LEVELS, 1.0, fill()), GAUSSIAN),

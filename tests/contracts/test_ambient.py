@@ -14,8 +14,9 @@ from diffinv.core.checks import DiffinvError, UnsupportedError
 from diffinv.core.linalg import expand
 from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
-from diffinv.losses.ambient import Ambient, AmbientSure, Consistency, NoiseOnly
+from diffinv.losses.ambient import Ambient, AmbientSure, BelowNoise, Consistency, NoiseOnly
 from diffinv.losses.base import MeasuredBatch
+from diffinv.losses.denoising import DenoisingScoreMatching
 from diffinv.losses.derivative import ForwardMode
 from diffinv.losses.topping import floor, top_up
 from diffinv.noise.base import Noise
@@ -25,7 +26,7 @@ from diffinv.operators.algebra import Diagonal, Identity, Scaled
 from diffinv.operators.sampling import Mask
 from diffinv.priors.base import Denoiser
 from diffinv.schedules import Karras, LogNormal, LogUniform
-from tests.cases.losses import CASES, LEVELS
+from tests.cases.losses import CASES, LEVELS, NOISY_IMAGES
 from tests.cases.noise import CASES as NOISES
 from tests.cases.noise import SHAPE, correlation, ramp, spectrum, two
 
@@ -191,6 +192,33 @@ def test_a_row_trains_the_levels_above_its_noise_as_often_as_all_levels_would() 
     assert abs(float(u.mean()) - 0.5) <= 5 * (1 / 12 / 20000) ** 0.5
 
 
+def test_gsure_counts_levels_below_the_noise_at_the_noise() -> None:
+    batch = noisy("white", 40000)
+    _, sigma, _, weight = AmbientSure(LEVELS, 1.0)._level(batch, Rng.for_draws(0, range(40000), 1))
+    lowest = two(0.5, 3).repeat_interleave(20000)
+    assert bool((sigma > lowest).all())
+    torch.testing.assert_close(weight, (sigma**2 + 1) / sigma**2, rtol=1e-12, atol=0)
+    below = 1 - LEVELS.above(two(0.5, 3))
+    for found, share in zip((sigma < lowest * (1 + 1e-5)).double().unflatten(0, (2, -1)).mean(1), below, strict=True):
+        assert abs(float(found - share)) <= 5 * float(share * (1 - share) / 20000) ** 0.5
+
+
+@pytest.mark.parametrize(("noise", "lowest"), [("white", (0.5, 3)), ("per pixel", None), ("correlated", None)])
+def test_what_data_teach_and_what_draws_teach_is_all_of_denoising_score_matching(noise: str, lowest) -> None:
+    """With the truth for draws: levels above the noise, by `Ambient`'s oracle, and those below are all levels once."""
+    batch, clean = noisy(noise, 40000), DenoisingScoreMatching(LEVELS, 1.0)
+    model, rng = Curved(40000), lambda seed: Rng.for_draws(seed, range(40000), 1)
+    with torch.no_grad():
+        below = BelowNoise(LEVELS, 1.0)(model, batch, rng(4))
+        difference = below + Ambient(LEVELS, 1.0, 0).oracle(model, batch, rng(5)) - clean(model, batch, rng(6))
+    assert abs(float(difference.mean() / difference.std())) * 40000**0.5 <= 5
+    assert float((difference - below).mean() / difference.std()) * 40000**0.5 < -20  # and not without those below
+    sigma, share = LEVELS.draw_below(rng(4), floor(batch.observation.noise, batch.observation.y))
+    assert bool((sigma <= floor(batch.observation.noise, batch.observation.y)).all())
+    if lowest is not None:
+        torch.testing.assert_close(share[[0, -1]], 1 - LEVELS.above(two(*lowest)), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("schedule", [LogUniform(0.1, 10.0), Karras(0.1, 10.0), LogNormal(-0.7, 1.7)])
 def test_the_share_above_a_level_inverts_the_schedule(schedule) -> None:
     u = torch.tensor([0.05, 0.3, 0.9], dtype=F64)
@@ -198,7 +226,7 @@ def test_the_share_above_a_level_inverts_the_schedule(schedule) -> None:
     assert schedule.above(torch.tensor([1e9, 1e-12], dtype=F64)).round(decimals=6).tolist() == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["ambient", "ambient_sure", "consistency"])
+@pytest.mark.parametrize("name", NOISY_IMAGES)
 def test_a_row_alone_has_the_loss_that_it_has_in_a_batch(name: str) -> None:
     loss, batch = CASES[name]().loss, noisy("white", 4)
     whole = loss(Curved(4), batch, Rng.for_draws(0, range(4), 1))
@@ -206,7 +234,7 @@ def test_a_row_alone_has_the_loss_that_it_has_in_a_batch(name: str) -> None:
     torch.testing.assert_close(loss(Curved(1), batch.select([2]), Rng.for_draws(0, [2], 1)), whole[2:3], rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["ambient", "ambient_sure"])
+@pytest.mark.parametrize("name", ["ambient", "ambient_sure", "below_noise"])
 @pytest.mark.parametrize("noise", ["poisson", "gamma", "heteroscedastic_gaussian", "gaussian"])
 def test_what_cannot_be_topped_up_is_refused(name: str, noise: str) -> None:
     """The last noise is Gaussian with masked pixels."""
