@@ -20,6 +20,8 @@ from diffinv.core.rng import Rng
 
 _BISECTIONS = 60  # to the rounding of float64
 _NUDGE = 1e-6
+_SHARE = 1e-12  # of levels: less is rounding
+_LAST = 1 - 2**-53  # the last u before 1, where levels without a least one are 0
 
 
 class Schedule(abc.ABC):
@@ -66,19 +68,21 @@ class Schedule(abc.ABC):
     def draw_below(self, rng: Rng, ceiling: Tensor) -> tuple[Tensor, Tensor]:
         """Training levels given that they lie below a ceiling, one a row, and the share of levels that do.
 
-        Arguments: ceiling: (B,) float64. Returns: σ ≤ ceiling (B,) and the share (B,), both float64; where no level lies below,
-        the share is 0 and σ the lowest level or the ceiling, whichever is lower.
+        Arguments: ceiling: > 0, (B,) float64. Returns: σ (B,) in (0, ceiling] and the share (B,), both float64; the share
+        is 0 where no level lies below.
         """
         share = self.above(ceiling)
         u = rng.uniform(torch.empty_like(share)[:, None])[:, 0]
-        return torch.minimum(self.level(share + (1 - share) * u), ceiling), 1 - share
+        level = torch.minimum(self.level((share + (1 - share) * u).clamp_max(_LAST)), ceiling)
+        return level, torch.where(1 - share > _SHARE, 1 - share, 0.0)
 
-    def draw_lifted(self, rng: Rng, floor: Tensor) -> Tensor:
-        """Training levels, one a row, those below a floor lifted to it: (B,) float64, above the floor by a part in 10⁶ at least.
+    def draw_lifted(self, rng: Rng, floor: Tensor) -> tuple[Tensor, Tensor]:
+        """Training levels, one a row, those below a floor lifted to it, and which were.
 
-        Arguments: floor: (B,) float64.
+        Arguments: floor: (B,) float64. Returns: σ (B,) float64, above the floor by a part in 10⁶ at least, and (B,) bool.
         """
-        return torch.maximum(self.draw(rng, floor.shape[0]), floor * (1 + _NUDGE))
+        level, least = self.draw(rng, floor.shape[0]), floor * (1 + _NUDGE)
+        return torch.maximum(level, least), level < least
 
 
 def _check_range(owner: str, sigma_min: float, sigma_max: float) -> None:

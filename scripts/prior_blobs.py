@@ -89,16 +89,16 @@ def noisy(x: Tensor, sigma: float, seed: int) -> Measured:
     return Measured(MeasuredBatch(Observation(y, Identity(tuple(x.shape[1:])), noise)))
 
 
-def plan_of(size: Size, steps: int, seed: int) -> TrainingPlan:
+def plan_of(size: Size, steps: int, seed: int, rate: float = 1e-3) -> TrainingPlan:
     every = max(1, steps // 5)
-    return TrainingPlan(steps, size.batch, RATE, warmup=max(1, steps // 20), ema_decay=0.99, seed=seed, save_every=every)
+    return TrainingPlan(steps, size.batch, rate, warmup=max(1, steps // 20), ema_decay=0.99, seed=seed, save_every=every)
 
 
 def trained(method: str, size: Size, seed: int, folder: Path) -> Denoiser:
     """The average of a run of one method; goes on with what the folder holds."""
     x = blobs(size.training + size.held_out)
     learn, held = x[: size.training], x[size.training :]
-    source, model, plan = noisy(learn, SIGMA_N, SEED_NOISE), network(size, seed), plan_of(size, size.steps, seed)
+    source, model, plan = noisy(learn, SIGMA_N, SEED_NOISE), network(size, seed), plan_of(size, size.steps, seed, RATE)
     clean = DenoisingScoreMatching(NOISES, RMS)
     if method == "supervised":
         return Trainer(model, clean, CleanImages(learn, AsTheyAre()), plan, folder).run(resume=True)
@@ -108,7 +108,7 @@ def trained(method: str, size: Size, seed: int, folder: Path) -> Denoiser:
     if method == "GSURE":
         return Trainer(model, sure, source, plan, folder).run(resume=True)
     first = round(FIRST * size.steps)
-    start = Trainer(model, sure, source, plan_of(size, first, seed), folder / "start").run(resume=True, more=True)
+    start = Trainer(model, sure, source, plan_of(size, first, seed, RATE), folder / "start").run(resume=True, more=True)
     model.load_state_dict(start.state_dict())
     return ExpectationMaximisation(
         model=model,
@@ -118,7 +118,7 @@ def trained(method: str, size: Size, seed: int, folder: Path) -> Denoiser:
         expect=(PosteriorMean(), EXACT),
         loss=sure + BelowNoise(NOISES, RMS),
         views=AsTheyAre(),
-        plan=plan_of(size, (size.steps - first) // LAPS, seed),
+        plan=plan_of(size, (size.steps - first) // LAPS, seed, RATE),
         em=EmPlan(LAPS, 256),
         folder=folder / "em",
         watch=sure,

@@ -108,13 +108,17 @@ def _learning(config: p.PriorConfig, source: Source) -> Learning:
     if isinstance(section, p.GsureLearning):
         return FromNoisy(AmbientSure)
     start = _fourier(section.start_laps) if section.start == "fourier" else _low_rank(section.rank, section.start_laps)
-    noisy = isinstance(config.operator, s.IdentityOperator)
+    noisy, white = _kind(source) if isinstance(config.operator, s.IdentityOperator) else (False, False)
+    if section.first_steps and not white:
+        raise ConfigError(
+            "learning.first_steps: the noise is not white, or has gaps, so that D(y, σ_n) is no first draw; set it to 0."
+        )
     return ByExpectation(
         em=EmPlan(section.laps, section.chunk, section.replay),
-        expect=_expectation(config.prior, section, noisy and _white(source)),
+        expect=_expectation(config.prior, section, white),
         start=start,
         first_steps=section.first_steps,
-        noisy=noisy and _known(source),
+        noisy=noisy,
         views=_views(section.views),
     )
 
@@ -129,20 +133,23 @@ def _expectation(prior: p.PriorSection, section: p.EmLearning, exact: bool) -> E
     return GuidedDraw(default.sampler, MomentMatching(solver), schedule, section.levels, solver.products)
 
 
-def _white(source: Source) -> bool:
-    """Whether the noise is white, each row's at a level of its own, as far as some rows tell."""
-    try:
-        white_level("em", direct("em", take(source, evenly(len(source), _SOME))))
-    except UnsupportedError:
-        return False
-    return True
+def _kind(source: Source) -> tuple[bool, bool]:
+    """Of noisy images: whether every pixel is seen with Gaussian noise of known covariance, and whether that is white, each row's
+    at a level of its own. Looks at all rows: one with a gap would stop a training hours later."""
+    white = True
+    for rows in torch.arange(len(source)).split(_SOME):
+        try:
+            data = direct("em", take(source, rows))
+            floor(data.noise, data.y)
+        except UnsupportedError:
+            return False, False
+        white = white and _white(data)
+    return True, white
 
 
-def _known(source: Source) -> bool:
-    """Whether all pixels are seen with Gaussian noise of known covariance, as far as some rows tell."""
+def _white(data: Observation) -> bool:
     try:
-        data = direct("em", take(source, evenly(len(source), _SOME)))
-        floor(data.noise, data.y)
+        white_level("em", data)
     except UnsupportedError:
         return False
     return True

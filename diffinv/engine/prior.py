@@ -131,8 +131,8 @@ class ByExpectation(Learning):
 
     Arguments: em, expect. start: a Gaussian fit to the data, the prior of the first E-step. first_steps: updates by
     `AmbientSure` before it, whose D(y, σ_n) is then the first E-step. noisy: whether the data are noisy images
-    without gaps, which teach the levels above their noise beside the draws. views: of draws, from which alone all levels then
-    learn: the data themselves have no views.
+    without gaps, which teach the levels above their noise beside the draws, unless there are views or a reduced precision, which
+    data do not go with: all levels then learn from draws alone. views: of draws.
     """
 
     em: EmPlan
@@ -146,7 +146,8 @@ class ByExpectation(Learning):
         if setting.held_out is None:
             raise ConfigError("data.held_out: em is scored on held-out measurements; give a share of 0.1 or so.")
         _tell_sight(setting, self.views)
-        sure, beside = AmbientSure(setting.schedule, setting.sigma_data), self.noisy and self.views is None
+        sure = AmbientSure(setting.schedule, setting.sigma_data)
+        beside = self.noisy and self.views is None and setting.plan.precision == "no"
         fit = self.start(setting.source)
         rise = (fit.log_likelihood[-1] - fit.log_likelihood[0]) / min(_SOME, len(setting.source))
         setting.say(f"Gaussian start: the log-likelihood rose by {rise:.4g} a row in {len(fit.log_likelihood) - 1} laps")

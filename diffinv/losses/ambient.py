@@ -6,7 +6,7 @@ trains more levels than one of much noise, and a clean row, whose noise is its r
 bad data need nothing else. Below the noise of a row these losses say nothing, and a network that is sampled there without
 having seen better rows is worse than none: `Consistency` ties these levels to those above, and expectation maximisation
 learns them (`BelowNoise`).
-Invariant: the mean over rows and levels is that of denoising score matching on the levels that a row may train.
+Invariant: at each level the expected gradient is that of denoising score matching on clean images.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class NoiseOnly(Loss, abc.ABC):
             )
 
     def _level(self, batch: MeasuredBatch, rng: Rng) -> tuple[Observation, Sigma, Topped, Tensor]:
-        """The data, their levels σ, x_σ and t, and the weight of each row: the share of levels it trains times w."""
+        """The data, their levels σ, x_σ and t, and the weight of each row: w(σ) and what `_draw` adds to it."""
         data = direct(type(self).__name__, batch)
         sigma, share = self._draw(rng, floor(data.noise, data.y))
         topped = top_up(data.noise, data.y, sigma, rng)
         return data, sigma, topped, share * edm_weight(sigma, self.sigma_data)
 
     def _draw(self, rng: Rng, lowest: Sigma) -> tuple[Sigma, Tensor]:
-        """A level a row, above the lowest that it may train, and the share of all levels that this one stands for."""
+        """A level a row, above the lowest that it may train, and a weight: the share of levels that lie there."""
         return self.schedule.draw_above(rng, lowest)
 
 
@@ -121,9 +121,10 @@ class AmbientSure(NoiseOnly):
     """`w(σ) [‖D(x_σ, σ) − y‖² − tr Σ + 2 tr(Σ ∂D/∂x_σ)] / d` for levels σ from the noise up: Stein's identity at every level.
 
     x_σ and y share the noise n, and only that: `E[nᵀD(x_σ)] = E tr(Σ ∂D/∂x_σ)`. Bounded at σ = σ_n, where it is plain SURE:
-    levels drawn below the noise of a row count there. The level of the data is the edge of what is learnt, and all that is
-    below starts from it: without them a network was 0.7 dB worse at σ_n, and as good from 1.3 σ_n on.
-    Its value is the risk of the denoiser, constants included, so that it validates a training without truth.
+    levels drawn below the noise of a row count there, times min(1, σ_d²/σ_n²), so that a row of hopeless noise does not drown the
+    others. The level of the data is the edge of what is learnt, and all that is below starts from it: without them a network
+    was 0.7 dB worse at σ_n, and as good from 1.3 σ_n on.
+    Its value is the risk of the denoiser on these levels, constants included, so that it validates a training without truth.
     Oracle: `w(σ) ‖D(x_σ, σ) − x‖² / d`.
 
     Arguments: schedule, sigma_data: as in `Ambient`. slope: how derivatives are taken.
@@ -140,7 +141,8 @@ class AmbientSure(NoiseOnly):
         return isinstance(self.slope, FiniteDifference)
 
     def _draw(self, rng: Rng, lowest: Sigma) -> tuple[Sigma, Tensor]:
-        return self.schedule.draw_lifted(rng, lowest), torch.ones_like(lowest)
+        sigma, lifted = self.schedule.draw_lifted(rng, lowest)
+        return sigma, torch.where(lifted, (self.sigma_data / lowest.clamp_min(self.sigma_data)) ** 2, 1.0)
 
     def __call__(self, model: Denoiser, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, sigma, topped, weight = self._level(batch, rng)
@@ -243,7 +245,7 @@ def white_level(owner: str, data: Observation) -> Sigma:
     """σ_n (B,) float64 of white noise. Raises UnsupportedError for any other: y is then no x_σ of any level."""
     level = floor(data.noise, data.y)
     variance = data.noise.variance(torch.zeros_like(data.y)).double()
-    even = torch.allclose(variance.sqrt(), expand(level, variance).expand(variance.shape), rtol=1e-5)
+    even = torch.allclose(variance.sqrt(), expand(level, variance).expand(variance.shape), rtol=1e-5, atol=0)
     if not even:
         raise UnsupportedError(
             f"{owner}: the noise is not white, so that the data are no noisy image of any single level; use moment matching."

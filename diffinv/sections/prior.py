@@ -52,7 +52,7 @@ class AmbientLearning(Section):
 
 
 class GsureLearning(Section):
-    """Noisy images, by Stein's identity: levels above the noise of each image, twice the cost, better near it."""
+    """Noisy images, by Stein's identity: levels from the noise of each image up, twice the cost, better near it."""
 
     kind: Literal["gsure"]
 
@@ -64,7 +64,8 @@ class EmLearning(Section):
     noise. chunk: measurements drawn at once. replay: laps before that are learnt from too. first_steps: updates by `gsure` on
     noisy images before the first lap, 0 for none. start: the Gaussian that the first lap draws with: `fourier` for images and
     blurs, `low_rank` of `rank` for masks; start_laps: of its own EM. views: groups under which images are as likely as they
-    are; what neither data nor groups show stays that of the start.
+    are; what neither data nor groups show stays that of the start. Noisy images teach the levels above their noise by `gsure` in
+    every lap, and draws those below; with views, or a reduced precision, draws teach all levels.
     """
 
     kind: Literal["em"]

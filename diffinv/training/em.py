@@ -88,10 +88,10 @@ class ExpectationMaximisation:
     Arguments:
         model: the network, trained in place from its present weights. source: measurements to learn from. held_out: others,
         for the score. start: the prior of the first E-step. expect: the E-step of each lap; the last one serves all further
-        laps. loss: of the M-step, on `CleanBatch`. views: (x, rng) → x, random augmentation of draws. plan: of a lap's
-        training. em. folder: of this run alone. watch: a loss on held-out measurements whose value is a risk (`AmbientSure`),
-        or None. beside: whether the loss of the M-step is on `MeasuredBatch`, the measurements with their draws for images
-        (`AmbientSure` + `BelowNoise`), in place of draws alone. say: takes lines for the user.
+        laps. loss: of the M-step, on `CleanBatch`. views: (x, rng) → x, random augmentation of draws. plan: of a lap's training.
+        em. folder: of this run alone. watch: a loss on held-out measurements whose value is a risk (`AmbientSure`), or None.
+        beside: whether `loss` is on `MeasuredBatch` instead, measurements with their draws for images (`AmbientSure` +
+        `BelowNoise`). say: takes lines for the user.
     """
 
     model: Denoiser
@@ -157,13 +157,14 @@ class ExpectationMaximisation:
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("trackers", "save_every", "log_every")}
         known = {"rows": len(self.source), "held_out": len(self.held_out), "chunk": self.em.chunk, "replay": self.em.replay}
         known |= {"expect": [repr(step) for step in self.expect], "loss": repr(self.loss), "views": repr(self.views)}
-        known["beside"] = self.beside
+        known |= {"beside": True} if self.beside else {}
         record = json.loads(json.dumps({**known, "plan": {k: str(v) for k, v in plan.items()}}))
         if path.exists():
             if not resume:
                 raise ConfigError(f"{self.folder}: holds an expectation maximisation already; resume it, or give another folder.")
             before = json.loads(path.read_text())
-            changed = "; ".join(f"{k}: {before.get(k)!r} → {record[k]!r}" for k in record if before.get(k) != record[k])
+            keys = [k for k in record | before if before.get(k) != record.get(k)]
+            changed = "; ".join(f"{k}: {before.get(k)!r} → {record.get(k)!r}" for k in keys)
             if changed:
                 raise ConfigError(f"{self.folder}: holds another run ({changed}); give another folder.")
         write_atomically(path, json.dumps(record, indent=2).encode())

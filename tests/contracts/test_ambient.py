@@ -196,11 +196,35 @@ def test_gsure_counts_levels_below_the_noise_at_the_noise() -> None:
     batch = noisy("white", 40000)
     _, sigma, _, weight = AmbientSure(LEVELS, 1.0)._level(batch, Rng.for_draws(0, range(40000), 1))
     lowest = two(0.5, 3).repeat_interleave(20000)
+    lifted = sigma < lowest * (1 + 1e-5)
     assert bool((sigma > lowest).all())
-    torch.testing.assert_close(weight, (sigma**2 + 1) / sigma**2, rtol=1e-12, atol=0)
+    factor = torch.where(lifted, two(1, 1 / 9).repeat_interleave(20000), 1.0)  # 1/9 where the noise is 3 σ_d
+    torch.testing.assert_close(weight, factor * (sigma**2 + 1) / sigma**2, rtol=1e-12, atol=0)
     below = 1 - LEVELS.above(two(0.5, 3))
-    for found, share in zip((sigma < lowest * (1 + 1e-5)).double().unflatten(0, (2, -1)).mean(1), below, strict=True):
+    for found, share in zip(lifted.double().unflatten(0, (2, -1)).mean(1), below, strict=True):
         assert abs(float(found - share)) <= 5 * float(share * (1 - share) / 20000) ** 0.5
+
+
+def test_a_row_of_hopeless_noise_does_not_drown_the_others() -> None:
+    """The scatter of its gradient, against that of a row of noise 0.2 σ_d."""
+    scatter, levels = [], LogNormal(-0.7, 1.7)
+    for level in (0.2, 300.0):
+        noise = Gaussian(torch.full((1,), level, dtype=F64))
+        x = ramp(-1, 2).repeat_interleave(1000, 0)
+        data = Observation(noise.sample(x, Rng.for_draws(1, range(2000), 1)), Identity(SHAPE), noise)
+        model = Curved(2000)
+        values = AmbientSure(levels, 1.0)(model, MeasuredBatch(data, x), Rng.for_draws(2, range(2000), 1))
+        scatter.append(gradients(values, model).std(0).norm())
+    assert float(scatter[1]) <= float(scatter[0])
+
+
+@pytest.mark.parametrize("level", [1e-30, 1e-7])
+def test_rows_of_hardly_any_noise_have_nothing_below_it(level: float) -> None:
+    x = ramp(-1, 2)
+    batch = MeasuredBatch(Observation(x, Identity(SHAPE), Gaussian(two(level, level))), x)
+    with torch.no_grad():
+        values = [BelowNoise(LogNormal(-0.7, 1.7), 1.0)(Curved(2), batch, Rng.for_draws(k, range(2), 1)) for k in range(20)]
+    assert torch.stack(values).eq(0).all()
 
 
 @pytest.mark.parametrize(("noise", "lowest"), [("white", (0.5, 3)), ("per pixel", None), ("correlated", None)])

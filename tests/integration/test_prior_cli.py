@@ -130,6 +130,37 @@ def test_a_folder_holds_one_training_and_resumes_it(tmp_path: Path, data: dict[s
     assert "learning.levels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "beside"),
+    [({}, True), ({"learning": {"views": [{"kind": "flips"}]}}, False), ({"training": {"precision": "bf16"}}, False)],
+    ids=["plain", "views", "bf16"],
+)
+def test_noisy_images_teach_beside_draws_unless_views_or_precision_forbid(
+    tmp_path: Path, data: dict[str, Path], changes: dict[str, Any], beside: bool
+) -> None:
+    config = tiny("em", data, **changes)
+    config["learning"]["first_steps"] = 0
+    assert run(tmp_path, config) == 0
+    record = json.loads((tmp_path / "out" / "em" / "em.json").read_text())
+    assert record.get("beside", False) == beside
+    assert ("BelowNoise" in record["loss"]) == beside
+
+
+def test_one_gap_in_one_image_makes_em_draw_by_guidance(tmp_path: Path, data: dict[str, Path], monkeypatch, capsys) -> None:
+    """Though none of the rows that are looked at together with it tell."""
+    monkeypatch.setattr("diffinv.assembly.prior._SOME", 4)
+    y = arrays()["y"][:24].copy()
+    y[13, 3, 3] = np.nan
+    path = write_npz(tmp_path / "gap.npz", {"y": y})
+    config = tiny("em", data | {"noisy": path}, noise={"std": 0.3})
+    assert run(tmp_path, config) == 2
+    assert "learning.first_steps" in capsys.readouterr().err
+    config["learning"]["first_steps"] = 0
+    reset_accelerate()
+    assert run(tmp_path, config) == 0
+    assert "GuidedDraw" in (tmp_path / "out" / "em" / "em.json").read_text()
+
+
 def test_a_loss_that_is_not_a_number_stops_at_the_last_good_checkpoint_and_names_the_step(
     tmp_path: Path, data: dict[str, Path], capsys
 ) -> None:
