@@ -1,9 +1,10 @@
-"""How near samples are to images that nobody trained on, and the divergence of two clouds of points."""
+"""How near samples are to images that nobody trained on, and two clouds of points to each other."""
 
 from __future__ import annotations
 
 import torch
 from gmm_problems import sliced_wasserstein
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diffinv.uncertainty.metrics import adaptive_moments, aperture_flux
@@ -40,25 +41,13 @@ def quality(samples: Tensor, images: Tensor) -> dict[str, float]:
     }
 
 
-def sinkhorn_divergence(a: Tensor, b: Tensor, *, blur: float, iterations: int = 200) -> float:
-    """S(a, b) = OT(a, b) − ½ OT(a, a) − ½ OT(b, b), cost ½|x − y|² and entropy `blur`: (N, d), (M, d) in float64.
+def transport_cost(a: Tensor, b: Tensor) -> float:
+    """½ W₂², the mean of ½|x − y|² over the best pairing of two clouds of as many points: (N, d), (N, d), in float64.
 
-    The entropy falls geometrically to `blur` over the first half of the iterations.
-    References: Feydy et al., *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, 2019,
-    arXiv:1810.08278.
+    The Sinkhorn divergence of no entropy, exact: along a curve, iterations at a small entropy do not converge (1,000 of them left
+    the cost of two clouds of 1,024 points 4 % low at an entropy of 10⁻³), and pairing is faster by far.
+    References: Crouse, *On implementing 2D rectangular assignment algorithms*, 2016, doi:10.1109/TAES.2016.140952; Feydy et al.,
+    *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, 2019, arXiv:1810.08278, for the limit.
     """
-    return _transport(a, b, blur, iterations) - (_transport(a, a, blur, iterations) + _transport(b, b, blur, iterations)) / 2
-
-
-def _transport(a: Tensor, b: Tensor, blur: float, iterations: int) -> float:
-    """The dual value of entropic transport between uniform weights, by symmetric log-domain updates."""
-    cost = torch.cdist(a.double(), b.double()) ** 2 / 2
-    f, g = cost.new_zeros(len(a)), cost.new_zeros(len(b))
-    log_n, log_m = torch.tensor(float(len(a))).log(), torch.tensor(float(len(b))).log()
-    start = float(cost.max())
-    for k in range(iterations):
-        entropy = max(blur, start * (blur / start) ** min(1.0, 2 * k / iterations))
-        f_new = -entropy * (torch.logsumexp((g - cost) / entropy, 1) - log_m)
-        g_new = -entropy * (torch.logsumexp((f[:, None] - cost) / entropy, 0) - log_n)
-        f, g = (f + f_new) / 2, (g + g_new) / 2
-    return float(f.mean() + g.mean())
+    cost = (torch.cdist(a.double(), b.double()).square() / 2).numpy()
+    return float(cost[linear_sum_assignment(cost)].mean())
