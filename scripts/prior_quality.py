@@ -10,6 +10,7 @@ from torch import Tensor
 from diffinv.uncertainty.metrics import adaptive_moments, aperture_flux
 
 _RINGS = 8
+OF_GALAXIES = ("size W1", "ellipticity W1", "flux W1")
 
 
 def ring_power(x: Tensor) -> Tensor:
@@ -32,13 +33,12 @@ def quality(samples: Tensor, images: Tensor) -> dict[str, float]:
     shape, true = (adaptive_moments(x[:, 0]) for x in (samples, images))
     ellipticity = lambda m: torch.hypot(m.e1, m.e2)
     flux = lambda x: aperture_flux(x[:, 0], x.shape[-1] / 3)
+    pairs = ((shape.size, true.size), (ellipticity(shape), ellipticity(true)), (flux(samples), flux(images)))
+    of_galaxies = [wasserstein(*pair) for pair in pairs]
     return {
         "sliced W1": sliced_wasserstein(samples.flatten(1).double(), images.flatten(1).double()),
         "power, worst ring, dB": float((10 * (ring_power(samples) / ring_power(images)).log10()).abs().max()),
-        "size W1": wasserstein(shape.size, true.size),
-        "ellipticity W1": wasserstein(ellipticity(shape), ellipticity(true)),
-        "flux W1": wasserstein(flux(samples), flux(images)),
-    }
+    } | dict(zip(OF_GALAXIES, of_galaxies, strict=True))
 
 
 def transport_cost(a: Tensor, b: Tensor) -> float:
