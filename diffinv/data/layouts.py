@@ -14,7 +14,7 @@ not (`InputOptions.mask_planes` replaces the list).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,8 +36,9 @@ class InputOptions:
 
     psf, variance: FITS files with one plane a band. noise_std: σ of a pixel, one number or one a band, in the image's unit.
     psf_oversample, psf_kind, psf_norm: override OVERSAMP, PSFKIND, PSFNORM. bands: names, in order of the planes.
-    unit: BUNIT. pixel_scale: arcsec. zeropoint: magnitude of one unit. dq_bits: bits of DQ that mean bad. mask_planes: names
-    of mask planes that mean bad. hdu: which HDU holds the image, by number in the file (0: primary, tables count) or by name.
+    mixing: data band → prior band → weight, in flux per frequency, of bands that the prior does not have. unit: BUNIT.
+    pixel_scale: arcsec. zeropoint: magnitude of one unit. dq_bits: bits of DQ that mean bad. mask_planes: names of mask planes
+    that mean bad. hdu: which HDU holds the image, by number in the file (0: primary, tables count) or by name.
     max_pixels: limit on what is read.
     """
 
@@ -48,6 +49,7 @@ class InputOptions:
     variance: Path | None = None
     noise_std: float | tuple[float, ...] | None = None
     bands: tuple[str, ...] | None = None
+    mixing: Mapping[str, Mapping[str, float]] | None = None
     unit: str | None = None
     pixel_scale: float | None = None
     zeropoint: float | None = None

@@ -22,6 +22,7 @@ from scipy import sparse
 
 from diffinv.data import raster
 from diffinv.data.chunks import in_chunks
+from diffinv.data.colours import Colours, in_bands
 from diffinv.data.galaxies import Population, draw_scene
 from diffinv.data.scenes import Knots, PatternedDisc, Scene, Sersic, Stamp, Star
 from diffinv.data.spectra import (
@@ -69,7 +70,9 @@ class SimulatedObservation:
     truth_scale: float = TRUTH_SCALE
 
 
-def render_truths(population: Population, count: int, seed: int, workers: int = 1) -> np.ndarray:
+def render_truths(
+    population: Population, count: int, seed: int, workers: int = 1, *, colours: Colours | None = None
+) -> np.ndarray:
     """Truth images of `count` scenes.
 
     Arguments:
@@ -77,12 +80,15 @@ def render_truths(population: Population, count: int, seed: int, workers: int = 
         count: number of images.
         seed: image i is a function of (seed, i).
         workers: number of processes (forked).
+        colours: bands to render each scene in, not segmented; None: in that of its fluxes.
 
     Returns:
-        (count, 64, 64) float32, nJy per pixel of 0.1 arcsec, Gaussian effective PSF of FWHM 0.20 arcsec.
+        (count, 64, 64) float32, (count, bands, 64, 64) with colours, nJy per pixel of 0.1 arcsec, Gaussian effective PSF of
+        FWHM 0.20 arcsec.
     """
-    images = np.empty((count, TRUTH_SIZE, TRUTH_SIZE), np.float32)
-    for start, part in in_chunks(_TruthChunk(population, seed), count, workers):
+    bands = () if colours is None else (len(colours.bands),)
+    images = np.empty((count, *bands, TRUTH_SIZE, TRUTH_SIZE), np.float32)
+    for start, part in in_chunks(_TruthChunk(population, seed, colours), count, workers):
         images[start : start + len(part)] = part
     return images
 
@@ -228,10 +234,17 @@ class _TruthChunk:
 
     population: Population
     seed: int
+    colours: Colours | None
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        scenes = (scene_of(self.population, self.seed, number) for number in range(start, stop))
-        return np.stack([render_truth(scene, self.population).astype(np.float32) for scene in scenes])
+        return np.stack([self._one(number) for number in range(start, stop)])
+
+    def _one(self, number: int) -> np.ndarray:
+        scene = scene_of(self.population, self.seed, number)
+        if self.colours is None:
+            return render_truth(scene, self.population).astype(np.float32)
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number, 0)))
+        return np.stack([render_truth(band, self.population).astype(np.float32) for band in in_bands(scene, self.colours, rng)])
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from diffinv.data.catalog import Entry
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import Band, observe, read_observation
 from diffinv.engine import pilot
+from diffinv.engine.channels import Channel, build_channels
 from diffinv.engine.draws import Method
 from diffinv.engine.memory import kept_bytes
 from diffinv.engine.methods import describe_method
 from diffinv.engine.monitor import Counting
-from diffinv.engine.objects import Channel, build_channels, check_target, rows_of
+from diffinv.engine.objects import check_target, rows_of
 from diffinv.engine.run import Run
 from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Flat
@@ -61,7 +62,7 @@ def describe(
     """
     check_target(target_fwhm, prior.card.target_fwhm)
     observation = read_observation(path, options)
-    channels = build_channels(observation, prior, margin=margin)
+    channels = build_channels(observation, prior, margin=margin, mixing=options.mixing)
     lines = [f"object     {observation.object_id}", f"file       {observation.path} (sha256 {observation.sha256[:16]}…)"]
     lines += [line for band in observation.bands for line in _band_lines(band)]
     lines += [line for channel in channels for line in _channel_lines(channel, prior, target_fwhm)]
@@ -151,7 +152,7 @@ def foresee_run(run: Run, entries: Sequence[Entry], processes: int) -> str:
     plan = run.plan
     for entry in entries[:_LOOKED_AT]:
         try:
-            channels = build_channels(observe(entry, plan.options), run.prior, margin=plan.margin)
+            channels = build_channels(observe(entry, plan.options), run.prior, margin=plan.margin, mixing=plan.options.mixing)
         except InputError:
             continue
         cost = foresee_cost(channels, run.prior, plan.method, plan.draws, plan.max_batch, processes, run.together)

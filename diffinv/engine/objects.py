@@ -1,56 +1,42 @@
 """One object: from checked bands to a product.
 
-A grey prior answers band by band; bands of equal shapes travel in one batch. A prior with named bands answers all of them
-at once, and data in a band that it does not know are refused. All bands share one output grid, that of the first in the file.
-Draws are smoothed to the target PSF when it is wider than that of the prior's images.
+Channels of equal shapes travel in one batch. Draws are smoothed to the target PSF when it is wider than that of the prior's
+images.
 Invariant: an object's draws depend on its name, its data, the prior, the method and the seed, not on its batch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffinv.core.batched import collate
-from diffinv.core.checks import ConfigError, InputError, ShapeError
-from diffinv.core.rng import Rng
+from diffinv.core.checks import ConfigError, ShapeError
 from diffinv.data.fits import Plane
-from diffinv.data.forward import Field, build_field
-from diffinv.data.grids import SkyGrid, output_grid
+from diffinv.data.forward import Field
+from diffinv.data.grids import SkyGrid
 from diffinv.data.observation import Band, SkyObservation
 from diffinv.data.products import LEVELS, Exposure, Product, Provenance, Quality, holds_quantile
 from diffinv.data.psf import FWHM_TO_SIGMA, gaussian_stamp
+from diffinv.engine.channels import Channel, channel_seed
 from diffinv.engine.draws import Method
 from diffinv.engine.judge import Judgement, judge, known_columns
 from diffinv.engine.measure import catalog
 from diffinv.engine.memory import rows_that_fit
 from diffinv.engine.methods import describe_method
+from diffinv.engine.names import stable_hash
 from diffinv.engine.reconstruct import Result, field_prior, reconstruct
-from diffinv.likelihood import Likelihood
 from diffinv.priors.store import Prior
-from diffinv.uncertainty.held_out import split_likelihood
 from diffinv.uncertainty.quantiles import quantile
 
-GREY = ("grey",)
 CHI2_SIGMAS = 5.0
 MOST_INDEFINITE = 0.01  # of the solves, before a product says so
 INFORMED = 0.5 * math.log(2)  # nats: the data have removed half of the prior's variance in a pixel
-
-
-@dataclass(frozen=True, eq=False)
-class Channel:
-    """What one call of the prior answers: its bands, their exposures and the field. held: data that judge it, or None."""
-
-    names: tuple[str, ...]
-    exposures: tuple[Band, ...]
-    field: Field
-    held: Likelihood | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,87 +57,6 @@ class Answer:
     calls: float
     indefinite: float
     judgement: Judgement
-
-
-def stable_hash(text: str) -> int:
-    """62 bits of the text's SHA-256, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 2
-
-
-def object_seed(seed: int, object_id: str) -> int:
-    """The seed of an object within a run: 62 bits of SeedSequence([seed, hash of its name])."""
-    state = np.random.SeedSequence([seed, stable_hash(object_id)]).generate_state(1, np.uint64)
-    return int(state[0]) >> 2
-
-
-def build_channels(observation: SkyObservation, prior: Prior, *, margin: int | None) -> tuple[Channel, ...]:
-    """The fields that the prior is asked about.
-
-    Arguments: margin: output pixels around the field, or None for `default_margin`.
-    Raises: InputError if a band is not one of the prior's, or grids do not fit.
-    """
-    exposures = observation.exposures()
-    grid = output_grid(observation.bands[0].grid, prior.card.pixel_scale)
-    if margin is None:
-        margin = default_margin(observation.bands, grid, prior.card.size)
-    if prior.card.bands == GREY:
-        return tuple(Channel((name,), bands, _field(bands, grid, prior, margin, None)) for name, bands in exposures.items())
-    unknown = [name for name in exposures if name not in prior.card.bands]
-    if unknown:
-        known = ", ".join(prior.card.bands)
-        raise InputError(f"band {unknown[0]}: the prior {prior.card.name} knows only {known}; name them with input.bands.")
-    mixing = np.array([[float(band.name == name) for name in prior.card.bands] for band in observation.bands])
-    return (Channel(prior.card.bands, observation.bands, _field(observation.bands, grid, prior, margin, mixing)),)
-
-
-def _field(bands: Sequence[Band], grid: SkyGrid, prior: Prior, margin: int, mixing: np.ndarray | None) -> Field:
-    card = prior.card
-    return build_field(
-        bands,
-        pixel_scale=card.pixel_scale,
-        target_fwhm=card.target_fwhm,
-        margin=margin,
-        mixing=mixing,
-        smallest=card.size,
-        grid=grid,
-    )
-
-
-def default_margin(bands: Sequence[Band], grid: SkyGrid, size: int) -> int:
-    """Output pixels that the canvas of all bands needs around `grid`.
-
-    At least as many as give every data pixel's centre a place on the canvas, but not more than the prior's field of `size`; and
-    the widest PSF's FWHM, unless the field fits in the prior's: one pass is then exact enough and far cheaper.
-    """
-    reach = min(max(_overhang(band.grid, grid) for band in bands), size)
-    if all(round(n * band.grid.pixel_scale / grid.pixel_scale) <= size for band in bands for n in band.grid.shape):
-        return reach
-    return max(reach, *(math.ceil(band.psf.fwhm * band.grid.pixel_scale / grid.pixel_scale) for band in bands))
-
-
-def _overhang(native: SkyGrid, grid: SkyGrid) -> int:
-    """Pixels of `grid` by which the outermost pixel centres of `native` lie outside of it."""
-    affine = native.affine_to(grid)
-    corners = np.array([(r, c) for r in (0, native.shape[0] - 1) for c in (0, native.shape[1] - 1)])
-    places = corners @ affine.matrix.T + affine.offset
-    excess = max(float((-0.5 - places).max()), float((places + 0.5 - grid.shape).max()))
-    return max(0, math.ceil(excess - 1e-6))
-
-
-def channel_seed(seed: int, channel: Channel) -> int:
-    """Of what is drawn for one channel of an object beside its posterior."""
-    return seed ^ stable_hash("+".join(channel.names))
-
-
-def split_channel(channel: Channel, seed: int, share: float) -> Channel:
-    """The channel with this share of its data's information held out.
-
-    Raises: UnsupportedError where the noise cannot be split.
-    """
-    kept, held = split_likelihood(channel.field.likelihood, Rng.for_draws(channel_seed(seed, channel), [1], 1), share=1 - share)
-    note = f"{'+'.join(channel.names)}: draws see {1 - share:.0%} of the information of the data, the rest judges them"
-    field = replace(channel.field, likelihood=kept, notes=(*channel.field.notes, note))
-    return replace(channel, field=field, held=held)
 
 
 def rows_of(channels: Sequence[Channel], prior: Prior, processes: int = 1) -> int:
@@ -297,7 +202,7 @@ def build_product(
         catalog=catalog(names, samples, grid.pixel_scale, [a.chi2 for a, c in zip(answers, channels) for _ in c.names])
         | known_columns([(a.judgement, len(c.names)) for a, c in zip(answers, channels)]),
         notes=tuple(dict.fromkeys([*observation.notes, *extra, *_field_notes(channels), *_solver_notes(answers)])),
-        zeropoint=tuple(observation.exposures()[name][0].zeropoint for name in names),
+        zeropoint=tuple(channel.zeropoint(name) for channel in channels for name in channel.names),
         truth=find_truth(observation.truths, names, grid, *resolution),
     )
 
@@ -354,8 +259,8 @@ def _quality(channel: Channel, answer: Answer) -> np.ndarray:
     """Bits of the output pixels: no good or only saturated native pixel at their centre; χ² of the mean too large."""
     grid = channel.field.grid
     quality = np.zeros((len(channel.names), *grid.shape), dtype=np.int32)
-    for row, name in enumerate(channel.names):
-        mine = [b for b in channel.exposures if b.name == name]
+    for row in range(len(channel.names)):
+        mine = [b for b, share in zip(channel.exposures, channel.weights[:, row], strict=True) if share]
         seen = np.any([_at_centres(grid, b.grid, b.good) for b in mine], axis=0) if mine else np.zeros(grid.shape, dtype=bool)
         saturated = np.any([_at_centres(grid, b.grid, b.saturated) for b in mine], axis=0) if mine else np.zeros_like(seen)
         quality[row] |= np.where(seen, 0, Quality.EXTRAPOLATED) | np.where(saturated, Quality.SATURATED, 0)

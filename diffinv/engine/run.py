@@ -29,20 +29,11 @@ from diffinv.data.observation import SkyObservation, observe
 from diffinv.data.packs import Packs
 from diffinv.data.products import product_path, read_product, safe_id, write_product
 from diffinv.engine.calibration import Calibration, regime_of
+from diffinv.engine.channels import Channel, build_channels, split_channel
 from diffinv.engine.draws import Method
 from diffinv.engine.manifest import FOLDER, QUARANTINE, check_folder, record_hash
-from diffinv.engine.objects import (
-    Answer,
-    Channel,
-    answer_channels,
-    build_channels,
-    build_product,
-    check_target,
-    make_provenance,
-    object_seed,
-    rows_of,
-    split_channel,
-)
+from diffinv.engine.names import object_seed
+from diffinv.engine.objects import Answer, answer_channels, build_product, check_target, make_provenance, rows_of
 from diffinv.priors.store import Prior
 
 TOGETHER_ON_DEVICE = 32  # objects, whose 32 draws each are the rows of `memory.MOST_ROWS_ON_DEVICE`
@@ -213,7 +204,7 @@ class Run:
         observation = observe(entry, plan.options)
         if self._key(entry, observation.sha256) != key_of(path):
             raise DiffinvError(f"{entry.path}: changed while the run was about to read it; it is read again.")
-        channels = build_channels(observation, self.prior, margin=plan.margin)
+        channels = build_channels(observation, self.prior, margin=plan.margin, mixing=plan.options.mixing)
         seed = object_seed(plan.seed, entry.object_id)
         if plan.held_out is not None:
             channels = tuple(split_channel(c, seed, plan.held_out) for c in channels)

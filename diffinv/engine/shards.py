@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import Entry
-from diffinv.engine.objects import stable_hash
+from diffinv.engine.names import stable_hash
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from diffinv.config import Count, Device, Field, Names, Number, Positive, PositiveList, Section, Seed, Share
 
+Weights = Annotated[dict[str, Number], Field(min_length=1)]
+
 
 class PriorSection(Section):
     """Which prior: a shipped name or the path of a .safetensors file."""
@@ -15,7 +17,8 @@ class PriorSection(Section):
 
 
 class InputSection(Section):
-    """What an input file does not say itself; no noise, PSF, unit or scale has a default. Paths: from the working directory."""
+    """What an input file does not say itself; no noise, PSF, unit or scale has a default. Paths: from the working directory.
+    mixing: for a band that the prior does not have, the weights of the prior's bands in it, as of g, r and i in VIS."""
 
     psf: Path | None = None
     psf_oversample: Positive | None = None
@@ -24,6 +27,7 @@ class InputSection(Section):
     variance: Path | None = None
     noise_std: PositiveList | None = None
     bands: Names | None = None
+    mixing: dict[str, Weights] | None = None
     unit: str | None = None
     pixel_scale: Positive | None = None
     zeropoint: Number | None = None
@@ -78,8 +82,9 @@ class SampleConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of a product, as plain values: everything but the device and the sizes of batches."""
-        unset = {"held_out"} if self.sampler.held_out is None else set()
-        return self.model_dump(mode="json", exclude={"device": True, "sampler": {"max_batch", "objects", *unset}})
+        sampler = {"max_batch", "objects"} | ({"held_out"} if self.sampler.held_out is None else set())
+        unset = {"input": {"mixing"}} if self.input.mixing is None else {}
+        return self.model_dump(mode="json", exclude={"device": True, "sampler": sampler, **unset})
 
 
 class SimulateSection(Section):

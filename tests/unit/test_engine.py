@@ -16,11 +16,12 @@ from diffinv.data.forward import Field
 from diffinv.data.grids import SkyGrid
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import SkyObservation, read_observation
+from diffinv.engine.channels import build_channels
 from diffinv.engine.draws import INNER, Method
 from diffinv.engine.inspect import count_evaluations, most_passes
 from diffinv.engine.methods import Choice, build_method, describe_method
 from diffinv.engine.mocks import sky_cards
-from diffinv.engine.objects import answer_channels, build_channels, find_truth, smooth_to
+from diffinv.engine.objects import answer_channels, find_truth, smooth_to
 from diffinv.engine.reconstruct import reconstruct
 from diffinv.guidance.base import ConjugateGradients, Gmres
 from diffinv.guidance.moment_matching import MomentMatching

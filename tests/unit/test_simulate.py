@@ -11,6 +11,7 @@ import pytest
 
 from diffinv.data import raster
 from diffinv.data.chunks import in_chunks
+from diffinv.data.colours import Colours
 from diffinv.data.fits import read_images, read_table
 from diffinv.data.galaxies import CosmosSample, Population, cosmos_sample, draw_scene
 from diffinv.data.scenes import Knots, PatternedDisc, Scene, Segmentation, Sersic, Stamp, Star, Texture
@@ -84,6 +85,19 @@ def test_truths_do_not_depend_on_workers_or_count() -> None:
     np.testing.assert_array_equal(one, simulate.render_truths(POPULATION, 24, seed=3, workers=3))
     np.testing.assert_array_equal(one[:7], simulate.render_truths(POPULATION, 7, seed=3))
     assert np.abs(one - simulate.render_truths(POPULATION, 24, seed=4)).max() > 0
+
+
+def test_truths_in_bands_have_the_image_in_the_reference_and_do_not_depend_on_workers() -> None:
+    """A scene that is not segmented is the same in the band of its fluxes; the colours of a point are those of its pixels."""
+    colours = Colours(("g", "i"), "i", np.array([[0.5, 0.0], [1.5, 0.0]]))
+    plain = replace(POPULATION, segmented_fraction=0.0)
+    one = simulate.render_truths(plain, 24, seed=3, colours=colours)
+    assert one.shape == (24, 2, 64, 64)
+    np.testing.assert_array_equal(one, simulate.render_truths(plain, 24, seed=3, workers=3, colours=colours))
+    np.testing.assert_allclose(one[:, 1], simulate.render_truths(plain, 24, seed=3), rtol=1e-5, atol=1e-6)
+    stars = replace(plain, kinds={"star": 1.0}, blend_fraction=0.0)
+    ratio = np.log10(simulate.render_truths(stars, 24, seed=3, colours=colours).sum((2, 3)))
+    assert np.ptp(ratio[:, 0] - ratio[:, 1]) > 0.2
 
 
 def test_truths_are_finite_and_not_empty() -> None:

@@ -1,0 +1,148 @@
+"""What the prior is asked about: an object's bands as fields.
+
+A grey prior answers band by band. A prior with named bands answers all of them at once; data in another band must be said to be
+a mixture of them, and are refused otherwise. All bands share one output grid, that of the first in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from diffinv.core.checks import InputError
+from diffinv.core.rng import Rng
+from diffinv.data.forward import Field, build_field
+from diffinv.data.grids import SkyGrid, output_grid
+from diffinv.data.observation import Band, SkyObservation
+from diffinv.engine.names import stable_hash
+from diffinv.likelihood import Likelihood
+from diffinv.priors.store import Prior
+from diffinv.uncertainty.held_out import split_likelihood
+
+GREY = ("grey",)
+Mixing = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """What one call of the prior answers: its bands, their exposures and the field.
+
+    weights: (exposures, names) of each band in each exposure. held: data that judge it, or None.
+    """
+
+    names: tuple[str, ...]
+    exposures: tuple[Band, ...]
+    field: Field
+    weights: np.ndarray
+    held: Likelihood | None = None
+
+    def zeropoint(self, name: str) -> float | None:
+        """Of a band: of its own exposures, or of those that are mixed of it; without any, of the first."""
+        shares = dict(zip(self.exposures, self.weights[:, self.names.index(name)], strict=True))
+        return max(self.exposures, key=lambda band: (band.name == name, shares[band] != 0)).zeropoint
+
+
+def build_channels(
+    observation: SkyObservation, prior: Prior, *, margin: int | None, mixing: Mixing | None = None
+) -> tuple[Channel, ...]:
+    """The fields that the prior is asked about.
+
+    Arguments: margin: output pixels around the field, or None for `default_margin`. mixing: data band → prior band → weight,
+    of bands that the prior does not have.
+    Raises: InputError if a band is neither one of the prior's nor mixed of them, or grids do not fit.
+    """
+    exposures = observation.exposures()
+    grid = output_grid(observation.bands[0].grid, prior.card.pixel_scale)
+    if margin is None:
+        margin = default_margin(observation.bands, grid, prior.card.size)
+    if prior.card.bands == GREY:
+        if mixing:
+            raise InputError(f"input.mixing: the prior {prior.card.name} is grey and sees one band at a time; leave it out.")
+        return tuple(
+            Channel((name,), bands, _field(bands, grid, prior, margin, None), np.ones((len(bands), 1)))
+            for name, bands in exposures.items()
+        )
+    rows = np.array([_weights(band.name, prior, mixing or {}) for band in observation.bands])
+    _check_units(observation.bands, mixing or {})
+    return (Channel(prior.card.bands, observation.bands, _field(observation.bands, grid, prior, margin, rows), rows),)
+
+
+def _check_units(bands: Sequence[Band], mixing: Mixing) -> None:
+    """Only fluxes in one unit can be added."""
+    for band in bands:
+        other = next((b for b in bands if b.zeropoint != band.zeropoint), None)
+        if band.name in mixing and other is not None:
+            raise InputError(
+                f"zero point mismatch: band {band.name} has {band.zeropoint} and {other.name} {other.zeropoint}, but "
+                "input.mixing adds them; bring all to one."
+            )
+
+
+def _weights(band: str, prior: Prior, mixing: Mixing) -> list[float]:
+    """Of the prior's bands in a band of the data."""
+    bands = prior.card.bands
+    weights = mixing.get(band, {band: 1.0})
+    unknown = [name for name in weights if name not in bands]
+    if band in mixing and unknown:
+        raise InputError(
+            f"input.mixing: {band} has a weight for {unknown[0]}, but the prior {prior.card.name} knows only {', '.join(bands)}."
+        )
+    if unknown:
+        raise InputError(
+            f"band {band}: the prior {prior.card.name} knows only {', '.join(bands)}; name them with input.bands, "
+            "or say with input.mixing what it is made of."
+        )
+    return [float(weights.get(name, 0.0)) for name in bands]
+
+
+def _field(bands: Sequence[Band], grid: SkyGrid, prior: Prior, margin: int, mixing: np.ndarray | None) -> Field:
+    card = prior.card
+    return build_field(
+        bands,
+        pixel_scale=card.pixel_scale,
+        target_fwhm=card.target_fwhm,
+        margin=margin,
+        mixing=mixing,
+        smallest=card.size,
+        grid=grid,
+    )
+
+
+def default_margin(bands: Sequence[Band], grid: SkyGrid, size: int) -> int:
+    """Output pixels that the canvas of all bands needs around `grid`.
+
+    At least as many as give every data pixel's centre a place on the canvas, but not more than the prior's field of `size`; and
+    the widest PSF's FWHM, unless the field fits in the prior's: one pass is then exact enough and far cheaper.
+    """
+    reach = min(max(_overhang(band.grid, grid) for band in bands), size)
+    if all(round(n * band.grid.pixel_scale / grid.pixel_scale) <= size for band in bands for n in band.grid.shape):
+        return reach
+    return max(reach, *(math.ceil(band.psf.fwhm * band.grid.pixel_scale / grid.pixel_scale) for band in bands))
+
+
+def _overhang(native: SkyGrid, grid: SkyGrid) -> int:
+    """Pixels of `grid` by which the outermost pixel centres of `native` lie outside of it."""
+    affine = native.affine_to(grid)
+    corners = np.array([(r, c) for r in (0, native.shape[0] - 1) for c in (0, native.shape[1] - 1)])
+    places = corners @ affine.matrix.T + affine.offset
+    excess = max(float((-0.5 - places).max()), float((places + 0.5 - grid.shape).max()))
+    return max(0, math.ceil(excess - 1e-6))
+
+
+def channel_seed(seed: int, channel: Channel) -> int:
+    """Of what is drawn for one channel of an object beside its posterior."""
+    return seed ^ stable_hash("+".join(channel.names))
+
+
+def split_channel(channel: Channel, seed: int, share: float) -> Channel:
+    """The channel with this share of its data's information held out.
+
+    Raises: UnsupportedError where the noise cannot be split.
+    """
+    kept, held = split_likelihood(channel.field.likelihood, Rng.for_draws(channel_seed(seed, channel), [1], 1), share=1 - share)
+    note = f"{'+'.join(channel.names)}: draws see {1 - share:.0%} of the information of the data, the rest judges them"
+    field = replace(channel.field, likelihood=kept, notes=(*channel.field.notes, note))
+    return replace(channel, field=field, held=held)
