@@ -86,12 +86,12 @@ class ExpectationMaximisation:
     """Laps of E- and M-steps.
 
     Arguments:
-        model: the network, trained in place from its present weights. source: measurements to learn from. held_out: others,
-        for the score. start: the prior of the first E-step. expect: the E-step of each lap; the last one serves all further
-        laps. loss: of the M-step, on `CleanBatch`. views: (x, rng) → x, random augmentation of draws. plan: of a lap's training.
-        em. folder: of this run alone. watch: a loss on held-out measurements whose value is a risk (`AmbientSure`), or None.
-        beside: whether `loss` is on `MeasuredBatch` instead, measurements with their draws for images (`AmbientSure` +
-        `BelowNoise`). say: takes lines for the user.
+        model: the network, trained in place from its present weights. source: measurements to learn from, of several instruments
+        as `Surveys`. held_out: others, for the score. start: the prior of the first E-step. expect: the E-step of each lap; the
+        last one serves all further laps. loss: of the M-step, on `CleanBatch`. views: (x, rng) → x, random augmentation of draws.
+        plan: of a lap's training. em. folder: of this run alone. watch: a loss on held-out measurements of one instrument whose
+        value is a risk (`AmbientSure`), or None. beside: whether `loss` is on `MeasuredBatch` instead, measurements with their
+        draws for images (`AmbientSure` + `BelowNoise`). say: takes lines for the user.
     """
 
     model: Denoiser
@@ -174,7 +174,8 @@ class ExpectationMaximisation:
     def _cost(self, lap: int, prior: Denoiser) -> str:
         """What the lap will take, from a pass of each network on one chunk."""
         ranks, rows = processes().num_processes, len(self.source)
-        some = self.source.batch(torch.arange(min(self.em.chunk, rows)), self._streams(lap, range(min(self.em.chunk, rows))))
+        first = self.source.chunks(self.em.chunk)[0]
+        some = self.source.batch(first, self._streams(lap, first))
         x = torch.zeros(len(some.observation.y), *some.observation.image_shape, device=processes().device)
         step, plan, losses = self._step(lap), self.plan, 3 if self.beside else 1
         training = 3 * losses * plan.steps * plan.batch_size * _seconds(self.model, x)  # a pass forward and back costs three
@@ -189,7 +190,7 @@ class ExpectationMaximisation:
 
     def _expect(self, lap: int, prior: Denoiser, source: Source, name: str, ranks) -> None:
         """The chunks of this process that are not there yet."""
-        for k, rows in enumerate(torch.arange(len(source)).split(self.em.chunk)):
+        for k, rows in enumerate(source.chunks(self.em.chunk)):
             path = self._lap(lap) / f"{name}-{k:05d}.npy"
             if k % ranks.num_processes != ranks.process_index or path.exists():
                 continue
@@ -229,7 +230,7 @@ class ExpectationMaximisation:
 
     def _score(self, lap: int, average: Denoiser) -> Score:
         values = []
-        for rows in torch.arange(len(self.held_out)).split(self.em.chunk):
+        for rows in self.held_out.chunks(self.em.chunk):
             rng = Rng.for_draws(self.plan.seed, rows, 1).spawn(_HELD_OUT).to(processes().device)
             data = self.held_out.batch(rows, rng).observation
             values.append(reduced_chi2(data, self._step(lap + 1).draw(average, data, rng.spawn(1))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def batch(self, index: Tensor, rng: Rng) -> Batched:
         """The rows `index` (B,), repeats allowed, as a batch of B on the device of `rng`, which has B streams."""
+
+    def chunks(self, size: int) -> tuple[Tensor, ...]:
+        """All rows in order, in batches of at most `size`."""
+        return torch.arange(len(self)).split(size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +185,38 @@ class Mixture(Source):
             shapes = sorted({tuple(batch.observation.y.shape[1:]) for batch in found})
             raise DiffinvError(f"Mixture: its parts have images of the shapes {shapes}; cut them to one.")
         return collate(found).select(torch.cat(places).argsort())
+
+
+@dataclass(frozen=True, eq=False)
+class Surveys(Source):
+    """Rows of several surveys, each with an instrument of its own: data of any shape, of images of one.
+
+    For expectation maximisation, whose E-step takes the chunks. A batch is of one survey.
+
+    Arguments: parts: of measurements.
+    Raises: DiffinvError without parts, and from `batch` if rows of two meet.
+    """
+
+    parts: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise DiffinvError("Surveys: no parts; give one source a survey.")
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def batch(self, index: Tensor, rng: Rng) -> Batched:
+        start = 0
+        for part in self.parts:
+            if bool(((index >= start) & (index < start + len(part))).all()):
+                return part.batch(index - start, rng)
+            start += len(part)
+        raise DiffinvError(f"Surveys: rows {int(index.min())} to {int(index.max())} are of several surveys; take `chunks`.")
+
+    def chunks(self, size: int) -> tuple[Tensor, ...]:
+        starts = accumulate(map(len, self.parts), initial=0)
+        return tuple(start + rows for start, part in zip(starts, self.parts) for rows in part.chunks(size))
 
 
 def _per_pixel(batch: MeasuredBatch) -> MeasuredBatch:

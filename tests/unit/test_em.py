@@ -27,7 +27,7 @@ from diffinv.losses.derivative import ForwardMode
 from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.algebra import Identity
 from diffinv.operators.groups import Shifts
-from diffinv.operators.sampling import Mask
+from diffinv.operators.sampling import Mask, SumPool
 from diffinv.priors.analytic import FourierGaussianPrior
 from diffinv.priors.base import Denoiser
 from diffinv.samplers.sde import StochasticMultistep
@@ -36,7 +36,7 @@ from diffinv.training.augment import AsTheyAre, GroupViews
 from diffinv.training.em import EmPlan, ExpectationMaximisation, Score
 from diffinv.training.expectation import EStep, GuidedDraw, PosteriorMean, ReverseFromData
 from diffinv.training.plan import TrainingPlan
-from diffinv.training.sources import Drawn, Measured
+from diffinv.training.sources import Drawn, Measured, Surveys
 from tests.trainings import reset_accelerate
 
 SHAPE = (1, 4, 4)
@@ -315,6 +315,25 @@ def test_a_lap_tells_its_cost_before_it_starts_and_its_score_after(tmp_path: Pat
     assert lines[0].startswith("lap 0: 40 draws of 24 passes, 6 steps of 8 images: about ")
     assert lines[1].startswith("lap 0: held-out χ² of draws ")
     assert Score(**json.loads((tmp_path / "lap-00" / "score.json").read_text())).chi2 > 0
+
+
+def test_surveys_of_other_instruments_teach_one_prior(tmp_path: Path) -> None:
+    """Pixels that are missing, and sums of 2 × 2: of the rows of the first survey the draws are those it has alone, and under the
+    true prior χ² of all is 1."""
+    pooled = SumPool(SHAPE, 2)
+    noise = Gaussian(torch.full((1,), SIGMA))
+    y = noise.sample(pooled(images(500, 3)), Rng.for_draws(7, range(500), 1))
+    sums = Measured(MeasuredBatch(Observation(y, pooled, noise)))
+    guided = (GuidedDraw(StochasticMultistep(), MomentMatching(ConjugateGradients(8, 1e-5)), LEVELS, 24, 8),)
+    settings = {"expect": guided, "watch": None, "em": EmPlan(laps=1, chunk=16)}
+    both = em(tmp_path / "both", source=Surveys((masked(24), sums)), held_out=Surveys((masked(500), sums)), **settings)
+    alone = em(tmp_path / "alone", source=masked(24), **settings)
+    both.run()
+    alone.run()
+    assert both.draws(0).shape == (524, *SHAPE)
+    assert torch.equal(both.draws(0)[:24], alone.draws(0))
+    score = both._score(0, truth())
+    assert abs(score.chi2 - 1) <= 4.5 * score.chi2_error
 
 
 def test_replay_and_views_enter_the_m_step(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from diffinv.losses.base import CleanBatch, MeasuredBatch
 from diffinv.noise.gaussian import Gaussian
 from diffinv.operators.algebra import Diagonal, Identity
 from diffinv.training.augment import GalaxyViews
-from diffinv.training.sources import CleanImages, Measured, Simulated, Source, Subset, split
+from diffinv.training.sources import CleanImages, Measured, Simulated, Source, Subset, Surveys, split
 from tests.trainings import SIGMA, fields, observe
 
 COUNT = 12
@@ -133,3 +133,18 @@ def test_a_split_keeps_the_measurements() -> None:
 def test_a_split_that_leaves_nothing_is_refused(share: float, reason: str) -> None:
     with pytest.raises(DiffinvError, match=reason):
         split(SOURCES["clean"], share)
+
+
+def test_surveys_come_in_chunks_of_one_survey_each_in_order() -> None:
+    parts = (measured(), Measured(observe(fields(5), Rng.for_draws(8, range(5), 1))))
+    both = Surveys(parts)
+    assert len(both) == COUNT + 5
+    chunks = both.chunks(8)
+    assert [c.tolist() for c in chunks] == [list(range(8)), list(range(8, COUNT)), list(range(COUNT, COUNT + 5))]
+    found = torch.cat([both.batch(c, streams(len(c))).observation.y for c in chunks])
+    expected = [part.batch(torch.arange(len(part)), streams(len(part))).observation.y for part in parts]
+    assert torch.equal(found, torch.cat(expected))
+    with pytest.raises(DiffinvError, match="rows 11 to 12 are of several surveys"):
+        both.batch(torch.tensor([11, 12]), streams(2))
+    with pytest.raises(DiffinvError, match="no parts"):
+        Surveys(())
