@@ -91,14 +91,14 @@ def in_units(galaxies: GalaxySet) -> Observation:
     return scaled
 
 
-def interpolated(galaxies: GalaxySet) -> Observation:
+def interpolated(galaxies: GalaxySet, scale: Tensor) -> Observation:
     """The same data at the pixels of the image, by their Fourier series: what a Gaussian can start from.
 
     The PSF hides what is finer than the data's Nyquist frequency, so that the sums over 2 × 2 pixels, taken about each pixel and
     not about each second one, are the convolution of the image by the kernel's own; where the series ends, noise is put that
-    drowns everything. One noise level a galaxy, its rms. In units of each galaxy's scale.
+    drowns everything. One noise level a galaxy, its rms. In units of `scale` (N,).
     """
-    scale = galaxies.scale().float()[:, None, None, None]
+    scale = scale[:, None, None, None]
     half = SIZE // FACTOR
     plane = torch.fft.fftshift(torch.fft.fft2(galaxies.data / scale, norm="ortho"), dim=(-2, -1))
     border = (SIZE - half) // 2
@@ -139,7 +139,7 @@ def trained(method: str, galaxies: GalaxySet, size: Size, seed: int, folder: Pat
     if method == CLEAN:
         x = learn.truth / expand(learn.scale().float(), learn.truth)
         return Trainer(model, clean, CleanImages(x, VIEWS[CLEAN]), plan_of(size, size.steps, seed), folder).run(resume=True)
-    start = fourier_em([interpolated(learn)], laps=START_LAPS, mean_image=True).prior
+    start = fourier_em([interpolated(learn, learn.scale().float())], laps=START_LAPS, mean_image=True).prior
     if method == GAUSSIAN:
         return start
     return ExpectationMaximisation(

@@ -87,7 +87,7 @@ def test_interpolated_data_are_the_convolution_that_is_said() -> None:
     )
     seen = replace(data, data=data.operator()(truth))
     scale = seen.scale().float()[:, None, None, None]
-    found = prior_blurred.interpolated(seen)
+    found = prior_blurred.interpolated(seen, seen.scale().float())
     torch.testing.assert_close(found.operator(truth / scale), found.y, rtol=0, atol=1e-4 * float(found.y.max()))
     moved = found.operator(truth.roll(1, -1) / scale)
     assert float((moved - found.y).abs().max()) > 0.05 * float(found.y.max())
