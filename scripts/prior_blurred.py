@@ -40,7 +40,7 @@ from diffinv.samplers.sde import StochasticMultistep
 from diffinv.schedules import LogNormal, LogUniform
 from diffinv.training.augment import GroupViews
 from diffinv.training.em import EmPlan, ExpectationMaximisation
-from diffinv.training.expectation import GuidedDraw
+from diffinv.training.expectation import GuidedDraw, PositiveFit
 from diffinv.training.gaussian import fourier_em
 from diffinv.training.loop import Trainer
 from diffinv.training.plan import TrainingPlan
@@ -147,7 +147,7 @@ def trained(method: str, galaxies: GalaxySet, size: Size, seed: int, folder: Pat
         source=Measured(MeasuredBatch(in_units(learn))),
         held_out=Measured(MeasuredBatch(in_units(held))),
         start=start,
-        expect=(guided(size),),
+        expect=(PositiveFit(), guided(size)),
         loss=clean,
         views=VIEWS[EM],
         plan=plan_of(size, size.steps // size.laps, seed),

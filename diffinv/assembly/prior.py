@@ -94,6 +94,8 @@ def _check_together(loaded: Loaded[p.PriorConfig]) -> None:
     seen = isinstance(config.operator, s.IdentityOperator)
     need(noisy and not seen, "learning.kind", "ambient and gsure learn from noisy images; use em for other operators.")
     need(em and not seen and config.learning.first_steps > 0, "learning.first_steps", "is for noisy images, operator identity.")
+    both = em and config.learning.start == "positive" and config.learning.first_steps > 0
+    need(both, "learning.first_steps", "makes the first draws itself; set it to 0, or give another start.")
     need(config.more is not None and not noisy, "more", "images beside the data are for ambient and gsure.")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -107,7 +109,11 @@ def _learning(config: p.PriorConfig, source: Source) -> Learning:
         return FromNoisy(lambda schedule, size: Ambient(schedule, size, section.power))
     if isinstance(section, p.GsureLearning):
         return FromNoisy(AmbientSure)
-    start = _fourier(section.start_laps) if section.start == "fourier" else _low_rank(section.rank, section.start_laps)
+    start = {
+        "fourier": _fourier(section.start_laps),
+        "low_rank": _low_rank(section.rank, section.start_laps),
+        "positive": None,
+    }[section.start]
     noisy, white = _kind(source) if isinstance(config.operator, s.IdentityOperator) else (False, False)
     if section.first_steps and not white:
         raise ConfigError(

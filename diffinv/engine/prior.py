@@ -37,7 +37,7 @@ from diffinv.reconstructors.designs import initialise
 from diffinv.schedules import LogNormal
 from diffinv.training.augment import AsTheyAre, GroupViews
 from diffinv.training.em import EmPlan, ExpectationMaximisation
-from diffinv.training.expectation import EStep, PosteriorMean
+from diffinv.training.expectation import EStep, PositiveFit, PosteriorMean
 from diffinv.training.gaussian import GaussianFit
 from diffinv.training.loop import Trainer
 from diffinv.training.measured import Rescaled
@@ -129,7 +129,8 @@ class FromNoisy(Learning):
 class ByExpectation(Learning):
     """Laps of EM.
 
-    Arguments: em, expect. start: a Gaussian fit to the data, the prior of the first E-step. first_steps: updates by
+    Arguments: em, expect. start: a Gaussian fit to the data, the prior of the first E-step; None: positive fits instead of its
+    draws. first_steps: updates by
     `AmbientSure` before it, whose D(y, σ_n) is then the first E-step. noisy: whether the data are noisy images
     without gaps, which teach the levels above their noise beside the draws, unless there are views or a reduced precision, which
     data do not go with: all levels then learn from draws alone. views: of draws.
@@ -137,7 +138,7 @@ class ByExpectation(Learning):
 
     em: EmPlan
     expect: EStep
-    start: Callable[[Source], GaussianFit]
+    start: Callable[[Source], GaussianFit] | None
     first_steps: int
     noisy: bool
     views: Group | None
@@ -148,10 +149,14 @@ class ByExpectation(Learning):
         _tell_sight(setting, self.views)
         sure = AmbientSure(setting.schedule, setting.sigma_data)
         beside = self.noisy and self.views is None and setting.plan.precision == "no"
-        fit = self.start(setting.source)
-        rise = (fit.log_likelihood[-1] - fit.log_likelihood[0]) / min(_SOME, len(setting.source))
-        setting.say(f"Gaussian start: the log-likelihood rose by {rise:.4g} a row in {len(fit.log_likelihood) - 1} laps")
-        start, steps = fit.prior, (self.expect,)
+        start, steps = setting.model, (PositiveFit(), self.expect)
+        if self.start is not None:
+            fit = self.start(setting.source)
+            rise = (fit.log_likelihood[-1] - fit.log_likelihood[0]) / min(_SOME, len(setting.source))
+            setting.say(f"Gaussian start: the log-likelihood rose by {rise:.4g} a row in {len(fit.log_likelihood) - 1} laps")
+            start, steps = fit.prior, (self.expect,)
+        else:
+            setting.say("first lap: positive images that fit the data")
         if self.first_steps:
             plan = replace(setting.plan, steps=self.first_steps)
             first = Trainer(setting.model, sure, setting.source, plan, setting.folder / "first", setting.held_out)

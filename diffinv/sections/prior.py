@@ -63,14 +63,15 @@ class EmLearning(Section):
     laps. levels: of the sampler of the E-step. iterations: of its guidance's solver, where the data are not images with white
     noise. chunk: measurements drawn at once. replay: laps before that are learnt from too. first_steps: updates by `gsure` on
     noisy images before the first lap, 0 for none. start: the Gaussian that the first lap draws with: `fourier` for images and
-    blurs, `low_rank` of `rank` for masks; start_laps: of its own EM. views: groups under which images are as likely as they
+    blurs, `low_rank` of `rank` for masks; start_laps: of its own EM; or `positive`, not a draw but a positive image that fits
+    the data, for sources on an empty sky. views: groups under which images are as likely as they
     are; what neither data nor groups show stays that of the start. Noisy images teach the levels above their noise by `gsure` in
     every lap, and draws those below; with views, or a reduced precision, draws teach all levels.
     """
 
     kind: Literal["em"]
     laps: Count
-    start: Literal["fourier", "low_rank"]
+    start: Literal["fourier", "low_rank", "positive"]
     rank: Count = 16
     start_laps: Count = 20
     levels: Annotated[int, Field(ge=2)] = 24

@@ -86,7 +86,7 @@ NAMES = ("clean", "noisy", "mixed", "masked", "blurred", "em")
 SAYS = {
     "noisy": ("noise: {'std': [",),
     "masked": ("Gaussian start", "identifiability", "lap 1: held-out χ²"),
-    "blurred": ("Gaussian start", "without QuarterTurns", "lap 1: held-out χ²"),
+    "blurred": ("first lap: positive images", "draws of 0 passes", "without QuarterTurns", "lap 1: held-out χ²"),
     "em": ("lap 0: 20 draws", "of 1 passes", "of 4 passes", "risk"),
 }
 
@@ -216,6 +216,7 @@ REFUSED = {
     "clean images have none": ("clean", {"noise": {"kind": "gaussian", "std": 0.1}}),
     "noise is missing": ("noisy", {"noise": None}),
     "use em for other operators": ("noisy", {"operator": {"kind": "sum_pool", "factor": 2}}),
+    "makes the first draws itself": ("em", {"learning": {"start": "positive"}}),
     "is for noisy images": ("masked", {"learning": {"first_steps": 5}}),
     "give a share": ("em", {"data": {"held_out": 0.0}}),
     "did you mean sigma_min?": ("noisy", {"prior": {"sigma_mim": 0.1}}),
