@@ -49,5 +49,7 @@ def transport_cost(a: Tensor, b: Tensor) -> float:
     References: Crouse, *On implementing 2D rectangular assignment algorithms*, 2016, doi:10.1109/TAES.2016.140952; Feydy et al.,
     *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, 2019, arXiv:1810.08278, for the limit.
     """
+    if len(a) != len(b):
+        raise ValueError(f"transport_cost: clouds of {len(a)} and {len(b)} points; give as many.")
     cost = (torch.cdist(a.double(), b.double()).square() / 2).numpy()
     return float(cost[linear_sum_assignment(cost)].mean())

@@ -14,6 +14,7 @@ from diffinv.data.catalog import Entry
 from diffinv.data.layouts import InputOptions
 from diffinv.engine.calibration import Calibration
 from diffinv.engine.campaign import Outcome, run_campaign
+from diffinv.engine.channels import check_mixing
 from diffinv.engine.draws import Method
 from diffinv.engine.inspect import foresee_run
 from diffinv.engine.methods import Choice, build_method
@@ -38,8 +39,9 @@ def input_options(config: SampleConfig) -> InputOptions:
 def sampling_method(loaded: Loaded[SampleConfig], prior: Prior) -> Method:
     """How draws are made.
 
-    Raises: ConfigError, with the place in the file, if there is no such method.
+    Raises: ConfigError, with the place in the file, if there is no such method, or not with this prior and these bands.
     """
+    check_mixing(loaded.config.input.mixing or {}, prior.card)
     sampler, guidance = loaded.config.sampler, loaded.config.sampler.guidance
     choice = Choice(sampler.name, sampler.steps, guidance.name, guidance.iterations, guidance.tol)
     return build_method(choice, prior.card, where=loaded.where)

@@ -75,6 +75,8 @@ def check_bins(where: str, bins: Sequence[float]) -> None:
 def check_calibrate(config: CalibrateConfig) -> None:
     """Refuse what could only fail after hours. Raises: ConfigError."""
     check_bins("calibrate.signal_to_noise", config.calibrate.signal_to_noise)
+    if config.input.mixing:
+        raise ConfigError("input.mixing: simulations have no truth in the bands that others are mixed of; leave it out.")
     if config.sampler.samples < FEWEST_DRAWS:
         raise ConfigError(f"sampler.samples: 90 % intervals need at least {FEWEST_DRAWS} draws, got {config.sampler.samples}.")
 

@@ -16,6 +16,7 @@ import numpy as np
 from diffinv.data.scenes import Component, Knots, PatternedDisc, Scene, Sersic, Stamp, Star
 
 _BULGE_INDEX = 2.0  # Sersic index from which a part of an object is taken for its bulge
+_BRIGHTEST, _FAINTEST = 5.0, 40.0  # mag, beyond which a number stands for none
 _EXTREME = 3.0  # mag, beyond which a measured colour is taken for a wrong match
 _INDEPENDENT = 0.05  # mag, of each band beside the locus
 _EXTINCTION = 0.8  # of a dust lane in the bluest band over the reference's, less one (Cardelli, Clayton & Mathis 1989)
@@ -25,10 +26,10 @@ _EXTINCTION = 0.8  # of a dust lane in the bluest band over the reference's, les
 class Colours:
     """The colours that objects are given.
 
-    Arguments: bands: names. reference: the band of a scene's fluxes, one of them. measured: (M, len(bands)) magnitudes less
-    that in the reference. What follows is in the band that varies most, mag but for the last: scatter of an object about a
-    measured one; parts: scale of the half-normal by which a bulge is redder or knots are bluer than the rest; arms: largest
-    extra contrast of arms; gradient: standard deviation of ln size from the reference.
+    Arguments: bands: names, by wavelength. reference: the band of a scene's fluxes, one of them. measured: (M, len(bands))
+    magnitudes less that in the reference. What follows is in the band that varies most, mag but for the last: scatter of an
+    object about a measured one; parts: scale of the half-normal by which a bulge is redder or knots are bluer than the rest;
+    arms: largest extra contrast of arms; gradient: standard deviation of ln size from the reference.
     Raises: ValueError if the reference is not one of the bands, or shapes differ.
     """
 
@@ -45,13 +46,16 @@ class Colours:
             raise ValueError(f"Colours: reference {self.reference} is not one of the bands {', '.join(self.bands)}.")
         if self.measured.ndim != 2 or self.measured.shape[1] != len(self.bands) or len(self.measured) < 2:
             raise ValueError(f"Colours: measured is {self.measured.shape}; give (M, {len(self.bands)}), M of 2 or more.")
+        if not self.measured.std(0).max() > 0:
+            raise ValueError("Colours: all measured colours are the same; give some that differ.")
 
     @property
     def locus(self) -> np.ndarray:
-        """(len(bands),) mag by which bands change together, 1 in that which varies most."""
+        """(len(bands),) mag by which bands change together from a blue to a red object, 1 or −1 in that which varies most."""
         centred = self.measured - self.measured.mean(0)
         widest = centred[:, centred.std(0).argmax()]
-        return centred.T @ widest / (widest @ widest)
+        slope = centred.T @ widest / (widest @ widest)
+        return slope if slope[0] >= slope[-1] else -slope
 
 
 def measured_colours(table: np.ndarray, bands: tuple[str, ...], reference: str) -> Colours:
@@ -65,7 +69,8 @@ def measured_colours(table: np.ndarray, bands: tuple[str, ...], reference: str) 
         raise ValueError(f"measured_colours: no column HSC_{missing[0]}; bands are those of HSC, grizy.")
     magnitudes = np.stack([np.asarray(table[f"HSC_{band}"], dtype=float) for band in bands], 1)
     colours = magnitudes - magnitudes[:, [bands.index(reference)]] if reference in bands else magnitudes
-    return Colours(bands, reference, colours[np.isfinite(colours).all(1) & (np.abs(colours) < _EXTREME).all(1)])
+    known = np.isfinite(magnitudes).all(1) & (magnitudes > _BRIGHTEST).all(1) & (magnitudes < _FAINTEST).all(1)
+    return Colours(bands, reference, colours[known & (np.abs(colours) < _EXTREME).all(1)])
 
 
 def in_bands(scene: Scene, colours: Colours, rng: np.random.Generator) -> tuple[Scene, ...]:

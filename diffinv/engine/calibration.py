@@ -171,6 +171,7 @@ def regime_of(record: dict[str, Any], target_fwhm: float) -> RunRegime:
     """The regime of a run from what `run.json` says of it."""
     sampling = record["configuration"]
     more = {"dtype": sampling["dtype"], "held_out": sampling["sampler"].get("held_out")}
+    more |= {"mixing": mixing} if (mixing := sampling["input"].get("mixing")) else {}
     method = json.dumps({**record["method"], **more}, sort_keys=True)
     return RunRegime(record["weights_sha256"], method, sampling["sampler"]["samples"], target_fwhm)
 

@@ -12,18 +12,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diffinv.core.checks import InputError
+from diffinv.core.checks import ConfigError, InputError
 from diffinv.core.rng import Rng
 from diffinv.data.forward import Field, build_field
 from diffinv.data.grids import SkyGrid, output_grid
 from diffinv.data.observation import Band, SkyObservation
 from diffinv.engine.names import stable_hash
 from diffinv.likelihood import Likelihood
-from diffinv.priors.store import Prior
+from diffinv.priors.store import Prior, PriorCard
 from diffinv.uncertainty.held_out import split_likelihood
 
 GREY = ("grey",)
 Mixing = Mapping[str, Mapping[str, float]]
+_SLACK = 0.01  # of the sum of weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ def build_channels(
     """The fields that the prior is asked about.
 
     Arguments: margin: output pixels around the field, or None for `default_margin`. mixing: data band → prior band → weight,
-    of bands that the prior does not have.
+    of bands that the prior does not have, as `check_mixing` accepts it.
     Raises: InputError if a band is neither one of the prior's nor mixed of them, or grids do not fit.
     """
     exposures = observation.exposures()
@@ -59,8 +60,6 @@ def build_channels(
     if margin is None:
         margin = default_margin(observation.bands, grid, prior.card.size)
     if prior.card.bands == GREY:
-        if mixing:
-            raise InputError(f"input.mixing: the prior {prior.card.name} is grey and sees one band at a time; leave it out.")
         return tuple(
             Channel((name,), bands, _field(bands, grid, prior, margin, None), np.ones((len(bands), 1)))
             for name, bands in exposures.items()
@@ -70,31 +69,58 @@ def build_channels(
     return (Channel(prior.card.bands, observation.bands, _field(observation.bands, grid, prior, margin, rows), rows),)
 
 
+def check_mixing(mixing: Mixing, card: PriorCard) -> None:
+    """Refuse weights that no object could be sampled with.
+
+    Raises: ConfigError for a prior that sees one band at a time, a band that it has, a weight of one that it does not have,
+    and weights that are negative or do not add up to 1 (within 1 %), as those of a mean over a filter do.
+    """
+    if mixing and card.bands == GREY:
+        raise ConfigError(f"input.mixing: the prior {card.name} is grey and sees one band at a time; leave it out.")
+    known = ", ".join(card.bands)
+    for band, weights in mixing.items():
+        unknown = [name for name in weights if name not in card.bands]
+        if band in card.bands:
+            raise ConfigError(f"input.mixing: {band} is a band of the prior {card.name} ({known}); leave it out.")
+        if unknown:
+            raise ConfigError(
+                f"input.mixing: {band} has a weight for {unknown[0]}, but the prior {card.name} knows only {known}."
+            )
+        total = sum(weights.values())
+        if min(weights.values()) < 0 or abs(total - 1) > _SLACK:
+            raise ConfigError(
+                f"input.mixing: the weights of {band} are {', '.join(f'{w:g}' for w in weights.values())}; flux per frequency "
+                "through a broad filter is a mean: give weights from 0, with the sum 1."
+            )
+
+
 def _check_units(bands: Sequence[Band], mixing: Mixing) -> None:
     """Only fluxes in one unit can be added."""
-    for band in bands:
+    if len(bands) == 1:
+        return
+    for band in (b for b in bands if b.name in mixing):
         other = next((b for b in bands if b.zeropoint != band.zeropoint), None)
-        if band.name in mixing and other is not None:
+        if other is not None:
             raise InputError(
                 f"zero point mismatch: band {band.name} has {band.zeropoint} and {other.name} {other.zeropoint}, but "
                 "input.mixing adds them; bring all to one."
+            )
+        if band.zeropoint is None and not band.unit.lower().endswith("jy"):
+            raise InputError(
+                f"band {band.name}: input.mixing adds bands, but nothing says what flux one {band.unit or 'unit'} is; give "
+                "input.zeropoint, or images in nJy."
             )
 
 
 def _weights(band: str, prior: Prior, mixing: Mixing) -> list[float]:
     """Of the prior's bands in a band of the data."""
     bands = prior.card.bands
-    weights = mixing.get(band, {band: 1.0})
-    unknown = [name for name in weights if name not in bands]
-    if band in mixing and unknown:
-        raise InputError(
-            f"input.mixing: {band} has a weight for {unknown[0]}, but the prior {prior.card.name} knows only {', '.join(bands)}."
-        )
-    if unknown:
+    if band not in bands and band not in mixing:
         raise InputError(
             f"band {band}: the prior {prior.card.name} knows only {', '.join(bands)}; name them with input.bands, "
             "or say with input.mixing what it is made of."
         )
+    weights = mixing.get(band, {band: 1.0})
     return [float(weights.get(name, 0.0)) for name in bands]
 
 

@@ -38,7 +38,7 @@ from diffinv.training.ema import ExponentialMovingAverage
 from diffinv.training.expectation import EStep
 from diffinv.training.loop import Trainer, processes
 from diffinv.training.plan import TrainingPlan
-from diffinv.training.sources import CleanImages, Drawn, Source
+from diffinv.training.sources import CleanImages, Drawn, Source, Surveys
 from diffinv.training.validation import evaluate, summary
 from diffinv.uncertainty.predictive import reduced_chi2
 
@@ -108,6 +108,12 @@ class ExpectationMaximisation:
     beside: bool = False
     say: Callable[[str], None] = print
 
+    def __post_init__(self) -> None:
+        if self.beside and isinstance(self.source, Surveys):
+            raise DiffinvError("ExpectationMaximisation: `beside` is for images of one survey; leave it out with Surveys.")
+        if self.watch is not None and isinstance(self.held_out, Surveys):
+            raise DiffinvError("ExpectationMaximisation: `watch` is a risk of one survey; leave it out, or hold out one survey.")
+
     def run(self, *, resume: bool = False) -> Denoiser:
         """All laps; returns the average of the last one.
 
@@ -158,6 +164,7 @@ class ExpectationMaximisation:
         known = {"rows": len(self.source), "held_out": len(self.held_out), "chunk": self.em.chunk, "replay": self.em.replay}
         known |= {"expect": [repr(step) for step in self.expect], "loss": repr(self.loss), "views": repr(self.views)}
         known |= {"beside": True} if self.beside else {}
+        known |= {"surveys": list(map(len, self.source.parts))} if isinstance(self.source, Surveys) else {}
         record = json.loads(json.dumps({**known, "plan": {k: str(v) for k, v in plan.items()}}))
         if path.exists():
             if not resume:

@@ -40,7 +40,7 @@ class Source(abc.ABC):
         """The rows `index` (B,), repeats allowed, as a batch of B on the device of `rng`, which has B streams."""
 
     def chunks(self, size: int) -> tuple[Tensor, ...]:
-        """All rows in order, in batches of at most `size`."""
+        """All rows once, in batches of at most `size` that can be had together."""
         return torch.arange(len(self)).split(size)
 
 
@@ -246,6 +246,10 @@ class Subset(Source):
 
     def batch(self, index: Tensor, rng: Rng) -> Batched:
         return self.source.batch(self.rows[index], rng)
+
+    def chunks(self, size: int) -> tuple[Tensor, ...]:
+        parts = (torch.isin(self.rows, part).nonzero()[:, 0] for part in self.source.chunks(len(self.source)))
+        return tuple(chunk for rows in parts if len(rows) for chunk in rows.split(size))
 
 
 def split(source: Source, held_out: float) -> tuple[Subset, Subset]:

@@ -324,6 +324,9 @@ def test_a_broad_band_is_a_mixture_of_the_priors_bands_as_the_configuration_says
         ((), "band VIS: the prior tiny knows only g, i; name them with input.bands, or say with input.mixing"),
         (("--set", "input.mixing.VIS={r: 1}"), "input.mixing: VIS has a weight for r, but the prior tiny knows only g, i"),
         (("--set", "input.mixing.VIS={g: .nan}"), "--set input.mixing.VIS: expected a finite number, got nan"),
+        (("--set", "input.mixing.VIS={g: 30, i: 70}"), "the weights of VIS are 30, 70; flux per frequency"),
+        (("--set", "input.mixing.VIS={g: -1, i: 2}"), "the weights of VIS are -1, 2; flux per frequency"),
+        (("--set", "input.mixing.i={g: 1}"), "i is a band of the prior tiny (g, i); leave it out"),
     ):
         capsys.readouterr()
         assert sample(source, tmp_path / "no", two, *extra) == 2
@@ -332,6 +335,12 @@ def test_a_broad_band_is_a_mixture_of_the_priors_bands_as_the_configuration_says
     (tmp_path / "a2.fits").write_bytes(encode_fits(zero))
     assert sample(tmp_path / "a2.fits", tmp_path / "no", two, *mixed) == 2
     assert "zero point mismatch: band VIS has 22.0 and i 21.0, but input.mixing adds them" in capsys.readouterr().err
+    counts = [
+        Plane(p.name, p.data, {k: v for k, v in p.header.items() if k != "ZEROPNT"} | {"BUNIT": "adu"}, p.extver) for p in zero
+    ]
+    (tmp_path / "a3.fits").write_bytes(encode_fits(counts))
+    assert sample(tmp_path / "a3.fits", tmp_path / "no", two, *mixed) == 2
+    assert "band VIS: input.mixing adds bands, but nothing says what flux one adu is" in capsys.readouterr().err
     assert sample(source, tmp_path / "grey", prior, *mixed) == 2
     assert "is grey and sees one band at a time" in capsys.readouterr().err
 

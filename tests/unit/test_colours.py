@@ -57,6 +57,13 @@ def test_bulges_are_redder_and_knots_bluer_than_their_disc_by_the_half_normal() 
         assert np.sqrt((departure**2).mean()) == pytest.approx(COLOURS.parts, rel=0.06)
 
 
+def test_a_bulge_is_redder_whichever_band_is_the_reference() -> None:
+    by_g = replace(COLOURS, reference="g", measured=MEASURED - MEASURED[:, :1])
+    np.testing.assert_allclose(by_g.locus, COLOURS.locus - 1.0, atol=1e-12)
+    s = seen(DISC, BULGE, seed=4, colours=by_g)
+    assert colour(s, 1) > colour(s, 0)
+
+
 def test_parts_share_a_colour_and_neighbours_do_not() -> None:
     together = [colour(s, 0) - colour(s, 1) for k in range(50) for s in [seen(DISC, DISC, seed=k)]]
     assert np.abs(together).max() < 1e-9
@@ -71,7 +78,9 @@ def test_the_locus_is_the_regression_on_the_band_that_varies_most() -> None:
 
 def test_measured_colours_come_from_the_catalogue_without_wrong_matches() -> None:
     kinds = [("HSC_g", "f4"), ("HSC_r", "f4"), ("HSC_i", "f4")]
-    table = np.array([(24.0, 23.5, 23.0), (25.0, 24.5, 24.2), (30.0, 24.0, 23.0), (np.nan, 23.0, 22.0)], dtype=kinds)
+    table = np.array(
+        [(24.0, 23.5, 23.0), (25.0, 24.5, 24.2), (30.0, 24.0, 23.0), (np.nan, 23.0, 22.0), (99.0, 99.0, 99.0)], dtype=kinds
+    )
     found = measured_colours(table, BANDS, "i")
     np.testing.assert_allclose(found.measured, [[1.0, 0.5, 0.0], [0.8, 0.3, 0.0]], atol=1e-5)
     with pytest.raises(ValueError, match="HSC_u"):
@@ -80,3 +89,5 @@ def test_measured_colours_come_from_the_catalogue_without_wrong_matches() -> Non
         measured_colours(table, BANDS, "z")
     with pytest.raises(ValueError, match="2 or more"):
         Colours(BANDS, "i", MEASURED[:1])
+    with pytest.raises(ValueError, match="are the same"):
+        Colours(BANDS, "i", MEASURED[[0, 0]])

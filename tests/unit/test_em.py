@@ -334,6 +334,13 @@ def test_surveys_of_other_instruments_teach_one_prior(tmp_path: Path) -> None:
     assert torch.equal(both.draws(0)[:24], alone.draws(0))
     score = both._score(0, truth())
     assert abs(score.chi2 - 1) <= 4.5 * score.chi2_error
+    swapped = em(tmp_path / "both", source=Surveys((sums, masked(24))), held_out=masked(4), **settings)
+    with pytest.raises(ConfigError, match="surveys"):
+        swapped.run(resume=True)
+    with pytest.raises(DiffinvError, match="`watch` is a risk of one survey"):
+        em(tmp_path / "c", held_out=Surveys((sums, masked(4))))
+    with pytest.raises(DiffinvError, match="`beside` is for images of one survey"):
+        em(tmp_path / "c", source=Surveys((sums, masked(4))), beside=True)
 
 
 def test_replay_and_views_enter_the_m_step(tmp_path: Path) -> None:

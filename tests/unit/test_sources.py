@@ -144,6 +144,12 @@ def test_surveys_come_in_chunks_of_one_survey_each_in_order() -> None:
     found = torch.cat([both.batch(c, streams(len(c))).observation.y for c in chunks])
     expected = [part.batch(torch.arange(len(part)), streams(len(part))).observation.y for part in parts]
     assert torch.equal(found, torch.cat(expected))
+    kept, rest = split(both, 0.4)
+    for part in (kept, rest):
+        numbers = [part.rows[c].tolist() for c in part.chunks(4)]
+        assert sorted(sum(numbers, [])) == part.rows.tolist()
+        assert all(max(n) < COUNT or min(n) >= COUNT for n in numbers)
+        assert len(part.batch(part.chunks(4)[-1], streams(len(numbers[-1]))).observation.y) == len(numbers[-1])
     with pytest.raises(DiffinvError, match="rows 11 to 12 are of several surveys"):
         both.batch(torch.tensor([11, 12]), streams(2))
     with pytest.raises(DiffinvError, match="no parts"):
