@@ -39,11 +39,14 @@ def soft_gain(product: Product, b: int) -> Tensor | None:
     ĥ is the transfer of the band's PSF over that of the target's, 0 beyond the Nyquist frequency of the data; S the mean power of
     the draws (or of the mean) in rings; σ² = σ_data²/r², r the ratio of pixel sizes, the noise a pixel of this grid would have.
     """
-    exposures = [e for e in product.exposures if e.band == product.bands[b]]
-    noise = float(product.catalog["noise_std"][b]) if "noise_std" in product.catalog else math.nan
-    if not exposures or not noise > 0:
+    exposures = product.exposures_of(b)
+    if not exposures:
         return None
     exposure = exposures[0]
+    known = float(product.catalog["noise_std"][b]) if "noise_std" in product.catalog else math.nan
+    noise = exposure.noise_std if exposure.noise_std > 0 else known
+    if not noise > 0:
+        return None
     scale, data_scale = product.grid.pixel_scale, exposure.grid.pixel_scale
     frequency = [np.fft.fftfreq(n) / scale for n in product.grid.shape]
     phases = [

@@ -89,7 +89,8 @@ class Exposure:
 
     band, instrument: names. residual: (h, w) whitened residual of the posterior mean, 0 where bad, on the native `grid`.
     psf: (S, T) stamp as used. psf_scale: arcsec a stamp pixel. image: (h, w) the data, NaN where bad, in the unit
-    per native pixel; or None.
+    per native pixel; or None. noise_std: median σ of a good pixel, NaN if unknown. weights: of the product's bands in it, if it
+    is a mixture of them; () of its own band alone.
     """
 
     band: str
@@ -99,6 +100,8 @@ class Exposure:
     psf: np.ndarray
     psf_scale: float
     image: np.ndarray | None = None
+    noise_std: float = float("nan")
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +133,10 @@ class Product:
     notes: tuple[str, ...] = ()
     truth: np.ndarray | None = None
     zeropoint: tuple[float | None, ...] | None = None
+
+    def exposures_of(self, b: int) -> list[Exposure]:
+        """Those that see band number b: its own, and mixtures that it is part of."""
+        return [e for e in self.exposures if (e.weights[b] != 0 if e.weights else e.band == self.bands[b])]
 
 
 def holds_quantile(level: float, draws: int) -> bool:
@@ -226,6 +233,8 @@ def _exposure_parts(product: Product) -> list[Plane]:
     for number, exposure in enumerate(product.exposures, start=1):
         cards: dict[str, Value] = {"BAND": _ascii(exposure.band)}
         cards |= {"INSTRUME": _ascii(exposure.instrument)} if exposure.instrument else {}
+        cards |= {"NOISESTD": float(exposure.noise_std)} if np.isfinite(exposure.noise_std) else {}
+        cards |= {f"WEIGHT{k}": float(weight) for k, weight in enumerate(exposure.weights, start=1)}
         stamp = SkyGrid.linear(exposure.psf.shape, exposure.psf_scale)
         parts.append(Plane("RESID", _single(exposure.residual), {**exposure.grid.image_cards(), **cards}, number))
         parts.append(Plane("PSF_IN", _single(exposure.psf), {**stamp.image_cards(), **cards}, number))
@@ -260,10 +269,10 @@ def _band_cards(bands: tuple[str, ...]) -> dict[str, Value]:
 
 
 def _flux_cards(product: Product, band: str | None = None) -> dict[str, Value]:
-    """Unit and zero point of a cube of all bands, or of an image of one."""
+    """Unit and zero point of a cube of all bands (and of a mixture of them), or of an image of one."""
     cards: dict[str, Value] = {"BUNIT": product.unit} if product.unit else {}
     known = dict(zip(product.bands, product.zeropoint or (None,) * len(product.bands), strict=True))
-    points = list(known.values()) if band is None else [known.get(band)]
+    points = list(known.values()) if band not in known else [known[band]]
     if len(set(points)) == 1:
         return cards if points[0] is None else {**cards, "ZEROPNT": float(points[0])}
     return cards | {f"ZPNT{k}": float(point) for k, point in enumerate(points, start=1) if point is not None}
@@ -325,7 +334,7 @@ def _product(file: FitsFile) -> Product:
         quantiles={p: cubes[name] for p, name in levels.items() if name in cubes},
         information=cubes.get("INFO"),
         samples=_plane(planes, "SAMPLES", shape=draws).data if ("SAMPLES", 1) in planes else None,
-        exposures=tuple(_exposure(planes, p.extver) for p in file.named("RESID")),
+        exposures=tuple(_exposure(planes, p.extver, shape[0]) for p in file.named("RESID")),
         target_psf=_plane(planes, "PSF_OUT", axes=2).data if ("PSF_OUT", 1) in planes else None,
         catalog=tables[0].columns if tables else {},
         notes=file.planes[0].history,
@@ -365,12 +374,15 @@ def _provenance(cards: Cards) -> Provenance:
     return Provenance(**{name: _card(known, card, kinds.get(name, str)) for card, (name, _) in _PRIMARY.items()})
 
 
-def _exposure(planes: Mapping[tuple[str, int], Plane], number: int) -> Exposure:
+def _exposure(planes: Mapping[tuple[str, int], Plane], number: int, bands: int) -> Exposure:
     residual, psf = (_plane(planes, name, number, axes=2) for name in ("RESID", "PSF_IN"))
     scale = float(_card(psf.header, "CDELT1", float))
     band, instrument = _card(residual.header, "BAND", str), str(residual.header.get("INSTRUME", ""))
     image = _plane(planes, "DATA", number, shape=residual.data.shape).data if ("DATA", number) in planes else None
-    return Exposure(band, instrument, residual.data, _grid(residual), psf.data, scale, image)
+    noise = float(_card({"NOISESTD": float("nan"), **residual.header}, "NOISESTD", float))
+    mixed = "WEIGHT1" in residual.header
+    weights = tuple(float(_card(residual.header, f"WEIGHT{k + 1}", float)) for k in range(bands if mixed else 0))
+    return Exposure(band, instrument, residual.data, _grid(residual), psf.data, scale, image, noise, weights)
 
 
 def _zeropoint(cards: Cards, bands: int) -> tuple[float | None, ...] | None:

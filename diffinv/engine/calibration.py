@@ -195,8 +195,9 @@ def on_source(product: Product, b: int) -> np.ndarray:
     would be a finer map, but pixels that are chosen by the draws have another coverage than they, even if the draws are exact.
     """
     found = np.zeros(product.grid.shape, dtype=bool)
-    for exposure in (e for e in product.exposures if e.band == product.bands[b] and e.image is not None):
-        least = max(ON_SOURCE * float(np.nanmax(exposure.image)), SOURCE_SIGMAS * float(product.catalog["noise_std"][b]))
+    for exposure in (e for e in product.exposures_of(b) if e.image is not None):
+        noise = exposure.noise_std if exposure.noise_std > 0 else float(product.catalog["noise_std"][b])
+        least = max(ON_SOURCE * float(np.nanmax(exposure.image)), SOURCE_SIGMAS * noise)
         affine = product.grid.affine_to(exposure.grid)
         centres = np.stack(np.meshgrid(*(np.arange(n) for n in product.grid.shape), indexing="ij"), -1)
         row, column = np.moveaxis(np.rint(centres @ affine.matrix.T + affine.offset).astype(int), -1, 0)

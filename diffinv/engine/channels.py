@@ -40,6 +40,17 @@ class Channel:
     weights: np.ndarray
     held: Likelihood | None = None
 
+    def mixture(self, number: int) -> tuple[float, ...]:
+        """Of an exposure that is a mixture of the bands: their weights; () otherwise."""
+        mixed = self.exposures[number].name not in self.names
+        return tuple(float(w) for w in self.weights[number]) if mixed else ()
+
+    def mixtures(self) -> list[str]:
+        """What each mixture is made of, in words."""
+        found = {band.name: self.mixture(k) for k, band in enumerate(self.exposures)}
+        said = lambda weights: " + ".join(f"{w:g} {n}" for w, n in zip(weights, self.names, strict=True) if w)
+        return [f"{name} = {said(weights)}" for name, weights in found.items() if weights]
+
     def zeropoint(self, name: str) -> float | None:
         """Of a band: of its own exposures, or of those that are mixed of it; without any, of the first."""
         shares = dict(zip(self.exposures, self.weights[:, self.names.index(name)], strict=True))

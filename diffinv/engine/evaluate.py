@@ -113,7 +113,7 @@ def intervals(product: Product, b: int, truth: Tensor) -> Row:
 
 def data_peak(product: Product, b: int) -> float:
     """The brightest data pixel as flux per pixel of the product, the unit in which objects of all fluxes weigh alike."""
-    images = [e for e in product.exposures if e.band == product.bands[b] and e.image is not None]
+    images = [e for e in product.exposures_of(b) if e.image is not None]
     peaks = [float(np.nanmax(e.image)) * (product.grid.pixel_scale / e.grid.pixel_scale) ** 2 for e in images]
     return max([p for p in peaks if p > 0], default=1.0)
 

@@ -97,6 +97,7 @@ def _channel_lines(channel: Channel, prior: Prior, target_fwhm: float | None) ->
         f"output     {'+'.join(channel.names)}: {_size(field.grid.shape)} pixels of {field.grid.pixel_scale:g}″, "
         f"PSF {fwhm:g}″ FWHM",
         f"  canvas   {_size(field.canvas.shape)} in {tiles} tile{'s' if tiles > 1 else ''}; flux scale about {field.scale:.4g}",
+        *(f"  mixture  {text}" for text in channel.mixtures()),
     ]
 
 

@@ -183,7 +183,11 @@ def build_product(
     grid, names = channels[0].field.grid, tuple(n for c in channels for n in c.names)
     resolution = (provenance.target_fwhm, channels[0].field.target_fwhm)
     levels = [p for p in LEVELS if holds_quantile(p, len(samples))]
-    bands = [(band, r) for c, a in zip(channels, answers) for band, r in zip(c.exposures, a.residuals)]
+    seen = [
+        _exposure(band, residual, channel.mixture(number))
+        for channel, answer in zip(channels, answers)
+        for number, (band, residual) in enumerate(zip(channel.exposures, answer.residuals))
+    ]
     extra = _quantile_note(levels, len(samples))
     return Product(
         object_id=observation.object_id,
@@ -197,7 +201,7 @@ def build_product(
         quantiles={p: quantile(samples, p, dim=0).numpy() for p in levels},
         information=_information(answers),
         samples=samples.numpy() if save_samples else None,
-        exposures=tuple(_exposure(band, residual) for band, residual in bands),
+        exposures=tuple(seen),
         target_psf=_target_psf(provenance.target_fwhm, grid.pixel_scale),
         catalog=catalog(names, samples, grid.pixel_scale, [a.chi2 for a, c in zip(answers, channels) for _ in c.names])
         | known_columns([(a.judgement, len(c.names)) for a, c in zip(answers, channels)]),
@@ -218,7 +222,7 @@ def _quantile_note(levels: Sequence[float], draws: int) -> tuple[str, ...]:
 
 
 def _field_notes(channels: Sequence[Channel]) -> list[str]:
-    return [note for channel in channels for note in channel.field.notes]
+    return [note for channel in channels for note in (*channel.field.notes, *channel.mixtures())]
 
 
 def _solver_notes(answers: Sequence[Answer]) -> tuple[str, ...]:
@@ -249,10 +253,11 @@ def _target_psf(fwhm: float, pixel_scale: float) -> np.ndarray:
     return gaussian_stamp(pixels, 2 * math.ceil(2 * pixels) + 1)
 
 
-def _exposure(band: Band, residual: np.ndarray) -> Exposure:
+def _exposure(band: Band, residual: np.ndarray, weights: tuple[float, ...]) -> Exposure:
     psf_scale = band.grid.pixel_scale / band.psf.oversample
     image = np.where(band.good, band.image, np.nan)
-    return Exposure(band.name, band.instrument, residual, band.grid, band.psf.stamp, psf_scale, image)
+    noise = float(np.median(band.variance[band.good])) ** 0.5 if band.good.any() else math.nan
+    return Exposure(band.name, band.instrument, residual, band.grid, band.psf.stamp, psf_scale, image, noise, weights)
 
 
 def _quality(channel: Channel, answer: Answer) -> np.ndarray:

@@ -171,7 +171,7 @@ def _badges(product: Product) -> str:
 
 def _band_row(product: Product, k: int, stretch: Scale, spreads: Scale) -> str:
     name, area = product.bands[k], product.grid.pixel_scale**2
-    exposures = [e for e in product.exposures if e.band == name]
+    exposures = product.exposures_of(k)
     unit = f"{product.unit or 'unit'}/arcsec²"
     figures = [_data_figure(e, stretch, unit) for e in exposures if e.image is not None]
     figures.append(_figure("posterior mean", unit, [png(product.mean[k] / area, stretch, BRIGHTNESS)], stretch, BRIGHTNESS))
@@ -185,7 +185,7 @@ def _band_row(product: Product, k: int, stretch: Scale, spreads: Scale) -> str:
     sigmas = Linear(-4.0, 4.0)
     for e in exposures:
         residual = e.residual if e.image is None else np.where(np.isfinite(e.image), e.residual, np.nan)
-        figures.append(_figure("residual", "σ", [png(residual, sigmas, SIGNED)], sigmas, SIGNED))
+        figures.append(_figure(_titled("residual", e), "σ", [png(residual, sigmas, SIGNED)], sigmas, SIGNED))
     comparison = _comparison(product, k)
     heading = f"<p class='band'>band {escape(name)}{' · ' + comparison if comparison else ''}</p>"
     return f"{heading}<div class='row'>{''.join(figures)}</div>"
@@ -204,8 +204,14 @@ def _errors(product: Product, k: int, unit: str) -> list[str]:
 
 def _data_figure(exposure: Exposure, stretch: Scale, unit: str) -> str:
     image = exposure.image / exposure.grid.pixel_scale**2
-    title = f"data {exposure.instrument}".strip()
+    title = _titled("data", exposure)
     return _figure(title, unit, [png(image, stretch, BRIGHTNESS)], stretch, BRIGHTNESS)
+
+
+def _titled(what: str, exposure: Exposure) -> str:
+    """What is shown and of what: the instrument of data, and the band of a mixture."""
+    parts = (what, exposure.instrument if what == "data" else "", exposure.band if exposure.weights else "")
+    return " ".join(part for part in parts if part)
 
 
 def _figure(title: str, unit: str, images: Sequence[str], scale: Scale, colours: str, *, blink: bool = False) -> str:

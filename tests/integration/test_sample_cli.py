@@ -299,52 +299,6 @@ def test_a_prior_with_named_bands_answers_them_together_and_refuses_others(
     assert "band z: the prior tiny knows only g, i" in capsys.readouterr().err
 
 
-def test_a_broad_band_is_a_mixture_of_the_priors_bands_as_the_configuration_says(
-    tmp_path: Path, prior: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    two = write_prior(tmp_path / "gi.safetensors", bands=("g", "i"))
-    source = write_observation(tmp_path / "a.fits", bands=("i", "VIS"))
-    mixed, other = (("--set", f"input.mixing.VIS={w}") for w in ("{g: 0.3, i: 0.7}", "{i: 1.0}"))
-    assert sample(source, tmp_path / "mixed", two, *mixed) == 0
-    product = products(tmp_path / "mixed")["a"]
-    assert product.bands == ("g", "i")
-    assert [e.band for e in product.exposures] == ["i", "VIS"]
-    assert not (product.quality & Quality.EXTRAPOLATED).any()
-    # all of VIS from i: as two exposures in i, and nothing is seen of g
-    assert sample(source, tmp_path / "other", two, *other) == 0
-    planes = [Plane(p.name, p.data, {**p.header, "BAND": "i"}, p.extver) for p in read_fits(source).planes if p.data is not None]
-    (tmp_path / "twice").mkdir()
-    (tmp_path / "twice" / "a.fits").write_bytes(encode_fits([Plane("PRIMARY", None, {}), *planes]))
-    assert sample(tmp_path / "twice" / "a.fits", tmp_path / "exposures", two) == 0
-    alone, exposures = (products(tmp_path / name)["a"] for name in ("other", "exposures"))
-    assert np.array_equal(alone.samples, exposures.samples)
-    assert not np.array_equal(alone.samples, product.samples)
-    assert (alone.quality[0] & Quality.EXTRAPOLATED).all()
-    for extra, expected in (
-        ((), "band VIS: the prior tiny knows only g, i; name them with input.bands, or say with input.mixing"),
-        (("--set", "input.mixing.VIS={r: 1}"), "input.mixing: VIS has a weight for r, but the prior tiny knows only g, i"),
-        (("--set", "input.mixing.VIS={g: .nan}"), "--set input.mixing.VIS: expected a finite number, got nan"),
-        (("--set", "input.mixing.VIS={g: 30, i: 70}"), "the weights of VIS are 30, 70; flux per frequency"),
-        (("--set", "input.mixing.VIS={g: -1, i: 2}"), "the weights of VIS are -1, 2; flux per frequency"),
-        (("--set", "input.mixing.i={g: 1}"), "i is a band of the prior tiny (g, i); leave it out"),
-    ):
-        capsys.readouterr()
-        assert sample(source, tmp_path / "no", two, *extra) == 2
-        assert expected in capsys.readouterr().err
-    zero = [Plane(p.name, p.data, {**p.header, "ZEROPNT": 20.0 + p.extver}, p.extver) for p in read_fits(source).planes]
-    (tmp_path / "a2.fits").write_bytes(encode_fits(zero))
-    assert sample(tmp_path / "a2.fits", tmp_path / "no", two, *mixed) == 2
-    assert "zero point mismatch: band VIS has 22.0 and i 21.0, but input.mixing adds them" in capsys.readouterr().err
-    counts = [
-        Plane(p.name, p.data, {k: v for k, v in p.header.items() if k != "ZEROPNT"} | {"BUNIT": "adu"}, p.extver) for p in zero
-    ]
-    (tmp_path / "a3.fits").write_bytes(encode_fits(counts))
-    assert sample(tmp_path / "a3.fits", tmp_path / "no", two, *mixed) == 2
-    assert "band VIS: input.mixing adds bands, but nothing says what flux one adu is" in capsys.readouterr().err
-    assert sample(source, tmp_path / "grey", prior, *mixed) == 2
-    assert "is grey and sees one band at a time" in capsys.readouterr().err
-
-
 def test_simulated_observations_go_through_with_their_truth(
     tmp_path: Path, prior: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

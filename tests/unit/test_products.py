@@ -76,7 +76,7 @@ def _product(object_id: str = "galaxy 1", **changes) -> Product:
         quantiles={p: rng.normal(size=shape) for p in LEVELS},
         information=rng.random(shape),
         samples=rng.normal(size=(32, *shape)),
-        exposures=(exposure, replace(exposure, band="r", instrument="", image=None)),
+        exposures=(exposure, replace(exposure, band="VIS", instrument="", image=None, noise_std=0.25, weights=(0.0, 1.0))),
         target_psf=rng.random((9, 9)),
         catalog={"flux": np.array([1.0, 2.0]), "flux_q": rng.random((2, 5)), "band": np.array(["g", "r"])},
         notes=("noise estimated from the sky",),
@@ -100,7 +100,8 @@ def test_a_product_comes_back_as_written(tmp_path: Path) -> None:
     for level in LEVELS:
         _same(product.quantiles[level], read.quantiles[level])
     for written, found in zip(product.exposures, read.exposures, strict=True):
-        assert (found.band, found.instrument) == (written.band, written.instrument)
+        assert (found.band, found.instrument, found.weights) == (written.band, written.instrument, written.weights)
+        assert found.noise_std == pytest.approx(written.noise_std, nan_ok=True)
         assert found.psf_scale == pytest.approx(written.psf_scale)
         _same(written.residual, found.residual)
         _same(written.psf, found.psf)
