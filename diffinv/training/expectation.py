@@ -79,6 +79,10 @@ class PositiveFit(EStep):
     passes = 0.0
 
     def draw(self, prior: Denoiser, data: Observation, rng: Rng) -> Image:
+        return self.fit(data)
+
+    def fit(self, data: Observation) -> Image:
+        """The images: (B, *image). Raises: UnsupportedError for noise that is not independent and Gaussian."""
         if not isinstance(data.noise, Gaussian):
             raise UnsupportedError(f"PositiveFit: {type(data.noise).__name__}; it is for white or per-pixel Gaussian noise.")
         operator, variance = data.operator, data.noise.variance(torch.zeros_like(data.y)).expand(data.y.shape)
