@@ -12,7 +12,6 @@ Invariant: object i of a set does not depend on how many objects are asked for.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from training_truths import population
 
-from diffinv.data.fits import read_images, read_table
 from diffinv.data.forward import estimate_scale
-from diffinv.data.galaxies import Population, cosmos_sample
+from diffinv.data.galaxies import Population
 from diffinv.data.surveys import EUCLID_VIS, LSST, LSST_YEAR_1, Survey, flux_per_electron
 from diffinv.likelihood import Observation
 from diffinv.noise.gaussian import Gaussian
@@ -170,16 +169,7 @@ def _rng(seed: int, number: int, key: int) -> np.random.Generator:
 
 def _population(folder: Path) -> Population:
     """The training's population without real stamps, main object centred; galaxies of the mocks are left out, as in training."""
-    with open(folder / "mocks" / "galaxies_val32_catalog.csv") as handle:
-        held_out = tuple(int(row["ident"]) for row in csv.DictReader(handle))
-    cosmos = folder / "cosmos"
-    sample = cosmos_sample(
-        read_table(cosmos / "parametric_fits.fits"),
-        read_images(cosmos / "hst_f814w_stamps.fits"),
-        read_images(cosmos / "hst_f814w_psfs.fits"),
-        excluded=held_out,
-    )
-    full = Population(sample)
+    full = population(folder)
     return replace(full, kinds={k: v for k, v in full.kinds.items() if k != "stamp"}, centred_fraction=1.0)
 
 
