@@ -81,18 +81,26 @@ def wiener(
 
 
 def richardson_lucy(
-    data: Tensor, operator: LinearOperator, sky: Tensor, *, iterations: int, callback: Callable[[int, Tensor], None] | None = None
+    data: Tensor,
+    operator: LinearOperator,
+    sky: Tensor,
+    *,
+    iterations: int,
+    start: Tensor | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """x ← x · Aᵀ((y + b)/(A x + b)) / Aᵀ1 with y + b ≥ 0: maximum likelihood of y + b ~ g · Poisson((A x + b)/g), stopped early.
 
     Arguments: data: (B, 1, h, w). sky: b, broadcastable to the data: sky variance over g, the flux of one photo-electron, so
-        that the variance of y + b is g times its mean. iterations: the only regularisation. callback: called with (k, x).
+        that the variance of y + b is g times its mean. iterations: the only regularisation. start: positive, broadcastable to
+        the images; None: flat, with the flux of data in the unit of the image. callback: called with (k, x).
     References: Richardson 1972; Lucy 1974; Snyder, Hammoud & White 1993 (offset for Gaussian noise).
     """
     ones = operator.adjoint(torch.ones_like(data))
     weight = ones.clamp_min(1e-3 * ones.amax((1, 2, 3), keepdim=True))
     counts = (data + sky).clamp_min(0.0)
-    start = data.mean((1, 2, 3), keepdim=True).clamp_min(1e-3) * data[0].numel() / ones[0].numel()
+    if start is None:
+        start = data.mean((1, 2, 3), keepdim=True).clamp_min(1e-3) * data[0].numel() / ones[0].numel()
     x = start.expand_as(ones).clone()
     for k in range(iterations):
         model = (operator.apply(x) + sky).clamp_min(1e-6)
