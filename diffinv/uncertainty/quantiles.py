@@ -28,7 +28,7 @@ def quantile(samples: Tensor, p: float, dim: int = 1) -> Tensor:
     if not 0 < p < 1:
         raise DiffinvError(f"quantile: p must be inside (0, 1), got {p}.")
     if draws < fewest_draws(p):
-        raise DiffinvError(f"quantile: {draws} draws cannot give p = {p}; at least {fewest_draws(p)} are needed.")
+        raise DiffinvError(f"quantile: {draws} draws cannot give p = {p:g}; at least {fewest_draws(p)} are needed.")
     position = min(max((draws + 1) * p - 1, 0.0), draws - 1.0)
     low = min(int(position + 1e-9), draws - 2) if draws > 1 else 0
     ordered = samples.sort(dim=dim).values
