@@ -116,7 +116,9 @@ class QuantileSketch:
         if not 0 < p < 1:
             raise DiffinvError(f"QuantileSketch: p must be inside (0, 1), got {p}.")
         if self.count < fewest_draws(p):
-            raise DiffinvError(f"QuantileSketch: {self.count} draws cannot give p = {p:g}; at least {fewest_draws(p)} are needed.")
+            raise DiffinvError(
+                f"QuantileSketch: {self.count} draws cannot give p = {p:g}; at least {fewest_draws(p)} are needed."
+            )
         position = min(max((self.count + 1) * p, 1.0), float(self.count))
         low = min(math.floor(position + 1e-9), max(self.count - 1, 1))
         lower, upper = self.order_statistics((low, min(low + 1, self.count)))
