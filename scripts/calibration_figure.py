@@ -1,0 +1,33 @@
+"""Coverage of 90 % intervals by S/N, raw and corrected, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+NOMINAL, ASKED = 0.9, (0.85, 0.95)
+
+
+def draw_coverage(path: Path, title: str, raw: Sequence[dict], after: Sequence[dict]) -> None:
+    """A panel a quantity; rows as `Evaluation.coverage` has them, with 1.96 standard errors between objects as bars."""
+    quantities = list(dict.fromkeys(row["quantity"] for row in raw))
+    bins = list(dict.fromkeys(row["bin"] for row in raw))
+    figure = Figure(figsize=(2.3 * len(quantities), 3.2), layout="constrained")
+    for axis, quantity in zip(figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0], quantities, strict=True):
+        axis.axhspan(*ASKED, color="0.92")
+        axis.axhline(NOMINAL, color="0.6", lw=0.8)
+        for rows, label, colour, offset in ((raw, "raw", "tab:red", -0.12), (after, "corrected", "tab:blue", 0.12)):
+            here = [row for row in rows if row["quantity"] == quantity and row["bin"] in bins]
+            places = [bins.index(row["bin"]) + offset for row in here]
+            values, bars = [row["coverage"] for row in here], [1.96 * row["error"] for row in here]
+            axis.errorbar(places, values, bars, fmt="o", ms=4, lw=1.2, color=colour, label=label)
+        axis.set_title(quantity, fontsize=9)
+        axis.set_xticks(range(len(bins)), [b.removeprefix("S/N ") for b in bins], rotation=60, fontsize=7)
+        axis.set(xlabel="S/N of the data", ylim=(0.5, 1.02))
+    figure.axes[0].set_ylabel("coverage of 90 % intervals")
+    figure.axes[0].legend(fontsize=7, loc="lower right")
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
