@@ -99,12 +99,15 @@ PAINTED: dict[str, Shape] = {f.__name__: f for f in (clump, companion, ring, arm
 ALONE: dict[str, Shape] = {f.__name__: f for f in (star, spikes)}
 
 
+def response(image: Tensor, data: Observation) -> float:
+    """S/N of a matched filter for an image (1, 1, 64, 64) on the data: √Σ (A f)²/σ²."""
+    return float((data.operator(image) ** 2 / data.noise.variance(data.y)).sum().sqrt())
+
+
 def with_signal(shape: Tensor, data: Observation, signal: float) -> Tensor:
     """The shape (1, 1, 64, 64) at this matched-filter S/N in the data.
 
     Where the data see nothing of it, it is as bright as a clump at this S/N would be.
     """
-    response = lambda f: float((data.operator(f) ** 2 / data.noise.variance(data.y)).sum().sqrt())
-    visible = response(shape)
     knot = torch.from_numpy(blob(np.random.default_rng(0), 0.5, 5, 6)).to(shape)[None, None]
-    return shape * signal / max(visible, 0.2 * response(knot))
+    return shape * signal / max(response(shape, data), 0.2 * response(knot, data))
