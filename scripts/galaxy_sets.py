@@ -169,8 +169,7 @@ def _rng(seed: int, number: int, key: int) -> np.random.Generator:
 
 def _population(folder: Path) -> Population:
     """The training's population without real stamps, main object centred; galaxies of the mocks are left out, as in training."""
-    full = population(folder)
-    return replace(full, kinds={k: v for k, v in full.kinds.items() if k != "stamp"}, centred_fraction=1.0)
+    return replace(population(folder).without_stamps(), centred_fraction=1.0)
 
 
 def _turned(kernels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

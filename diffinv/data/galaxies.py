@@ -76,6 +76,10 @@ class Population:
     radius_scatter: float = 0.90
     magnitude_range: tuple[float, float] = (20.5, 24.5)
 
+    def without_stamps(self) -> Population:
+        """The same without re-observed real stamps, of which there are few, so that any set of galaxies has the same ones."""
+        return replace(self, kinds={kind: share for kind, share in self.kinds.items() if kind != "stamp"})
+
 
 def cosmos_sample(
     table: np.ndarray, stamps: list[np.ndarray], psfs: list[np.ndarray], *, excluded: tuple[int, ...] = ()

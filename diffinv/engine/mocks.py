@@ -7,7 +7,7 @@ Without the COSMOS tables, the shapes of the population are drawn from plain dis
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +60,7 @@ class Mocks:
     def population(self) -> Population:
         """The COSMOS population, or the analytic one without real stamps."""
         if self.cosmos is None:
-            population = Population(analytic_sample(np.random.default_rng(0)))
-            return replace(population, kinds={k: v for k, v in population.kinds.items() if k != "stamp"})
+            return Population(analytic_sample(np.random.default_rng(0))).without_stamps()
         try:
             table = read_table(self.cosmos / "parametric_fits.fits")
             stamps, psfs = (read_images(self.cosmos / f"hst_f814w_{what}.fits") for what in ("stamps", "psfs"))
