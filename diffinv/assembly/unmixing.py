@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffinv import __version__
@@ -176,5 +177,5 @@ def _cubes(mixture: Mixture, data: SpectralData, found: Unmixed, shape: tuple[in
         residual = (part.y - mean) * part.noise.precision(mean).d.sqrt()
         whole.append(torch.where(empty[rows, None], torch.nan, mean))
         white.append(torch.where(part.good, residual, torch.nan))
-    cube = lambda parts: torch.cat(parts).T.reshape(shape).numpy()
+    cube = lambda parts: rearrange(torch.cat(parts), "(h w) k -> k h w", h=shape[1]).numpy()
     return {"FIT": cube(whole), "RESID": cube(white)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffinv.core.checks import InputError
@@ -38,5 +39,5 @@ def pixels_of(cube: Cube, background: Tensor | None = None) -> SpectralData:
 
 def _rows(values: np.ndarray) -> Tensor:
     """(K, H, W) → (H W, K), floating values in float64."""
-    rows = np.ascontiguousarray(values.reshape(len(values), -1).T)
+    rows = np.ascontiguousarray(rearrange(values, "k h w -> (h w) k"))
     return torch.from_numpy(rows if rows.dtype == bool else rows.astype(np.float64))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffinv.core.checks import DiffinvError
@@ -141,9 +142,9 @@ def _spectra(remnant: Remnant, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 def _map(model: Folded, theta: np.ndarray) -> np.ndarray:
     """(K, H, W) of maps (H, W, P)."""
-    rows: Tensor = torch.from_numpy(theta.reshape(-1, theta.shape[-1]))
+    rows: Tensor = torch.from_numpy(rearrange(theta, "h w p -> (h w) p"))
     values = torch.cat([model(part) for part in rows.split(1024)]).numpy()
-    return values.T.reshape(-1, *theta.shape[:2])
+    return rearrange(values, "(h w) k -> k h w", h=len(theta))
 
 
 def _uniform_field(rng: np.random.Generator, size: int, slope: float) -> np.ndarray:

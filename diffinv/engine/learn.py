@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from diffinv.core.checks import ConfigError, DiffinvError, UnsupportedError
@@ -284,7 +285,7 @@ def _write_map(out: Path, found: Identifiability) -> None:
     unseen = found.map.cpu().numpy()
     header = {"SEEN": found.seen, "ALONE": found.without, "OBJECT": "share of a pixel that is unseen"}
     write_atomically(out / "identifiability.fits", encode_fits([Plane("PRIMARY", unseen.astype("float32"), header)]))
-    wide = unseen.transpose(1, 0, 2).reshape(unseen.shape[1], -1)  # bands side by side
+    wide = rearrange(unseen, "c h w -> h (c w)")  # bands side by side
     write_atomically(out / "identifiability.png", base64.b64decode(png(wide, Linear(0.0, 1.0), SPREAD).partition(",")[2]))
 
 

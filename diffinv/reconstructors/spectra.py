@@ -10,6 +10,7 @@ import math
 from functools import singledispatch
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from diffinv.core.checks import UnsupportedError
@@ -71,7 +72,7 @@ def _on_torus(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     canvas = kernel.new_zeros(*kernel.shape[:-2], tiles[0] * size[0], tiles[1] * size[1])
     canvas[..., :rows, :columns] = kernel
     canvas = canvas.roll((-(rows // 2), -(columns // 2)), (-2, -1))
-    folded = canvas.unflatten(-1, (tiles[1], size[1])).sum(-2).unflatten(-2, (tiles[0], size[0])).sum(-3)
+    folded = reduce(canvas, "... (tr r) (tc c) -> ... r c", "sum", r=size[0], c=size[1])
     return torch.fft.fft2(folded)
 
 

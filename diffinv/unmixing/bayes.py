@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from einops import rearrange
 from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 from torch import Tensor
@@ -140,5 +141,5 @@ def _run(
     chain.run(jax.random.PRNGKey(seed), init_params=repeated)
     w = np.asarray(chain.get_samples(group_by_chain=True)["w"])
     u = np.asarray(centre) + np.einsum("npq,csnq->csnp", np.asarray(root), w)
-    flat = torch.from_numpy(u.reshape(-1, *u.shape[2:]).astype(np.float64))
+    flat = torch.from_numpy(rearrange(u, "c s n p -> (c s) n p").astype(np.float64))
     return Audit(flat.mean(0), flat.std(0), float(np.max(split_gelman_rubin(u))))

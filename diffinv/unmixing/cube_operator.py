@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from einops import rearrange
 from torch import Tensor
 
 from diffinv.core.types import Shape
@@ -42,6 +43,6 @@ class SpectralMaps(Operator):
     def apply(self, x: Tensor) -> Tensor:
         count, pixels = len(self.mixture.components), self.shape[0] * self.shape[1]
         rows = lambda values: values[:, None].expand(len(x), pixels, -1).flatten(0, 1)
-        logs, u = x.to(self.background.dtype).flatten(2).mT.flatten(0, 1).tensor_split([count], dim=1)
+        logs, u = rearrange(x.to(self.background.dtype), "b p h w -> (b h w) p").tensor_split([count], dim=1)
         mean = self.mixture.mean(rows(self.amplitude) * logs.exp(), u, rows(self.background))
-        return mean.unflatten(0, (len(x), pixels)).mT.unflatten(2, self.shape)
+        return rearrange(mean, "(b h w) k -> b k h w", b=len(x), h=self.shape[0])

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffinv.unmixing.starlet import Starlet
@@ -106,14 +107,14 @@ class Field:
 
     def covariance(self, here: Sites, there: Sites) -> Tensor:
         """Of n and m pixels, (n·P, m·P), a pixel's parameters together."""
-        size, parts, shape = self.roots.shape[-1], [], (len(here), len(there))
+        size, parts = self.roots.shape[-1], []
         distance = (here.place[:, None] - there.place).pow(2).sum(-1)
         unlike = (self.warp * (here.bright[:, None] - there.bright)).pow(2)
         for kernel, root, lengths in zip(KERNELS, self.roots, self.lengths, strict=True):
             products = torch.einsum("pq,rq->qpr", root, root).flatten(1)
             r = (distance[..., None] / lengths**2 + unlike[..., None] + _NEAR).sqrt()
-            blocks = (kernel(r).flatten(0, 1) @ products).reshape(*shape, size, size)
-            parts.append(blocks.transpose(1, 2).reshape(len(here) * size, -1))
+            blocks = kernel(r).flatten(0, 1) @ products
+            parts.append(rearrange(blocks, "(i j) (p q) -> (i p) (j q)", i=len(here), p=size))
         scale, scale_too = ((sites.rough[:, None] ** self.power).flatten() for sites in (here, there))
         return scale[:, None] * parts[0] * scale_too + parts[1]
 
@@ -169,7 +170,7 @@ def roughness(u: Tensor, shape: tuple[int, int]) -> Tensor:
     Local: smoothed as c₁ of a starlet is, over five pixels, the width of what the finest scale makes of an edge.
     """
     starlet = Starlet(_FINE)
-    squares = starlet.forward(u.T.reshape(-1, 1, *shape)).pow(2).sum(1, keepdim=True)
+    squares = starlet.forward(rearrange(u, "(h w) p -> p 1 h w", h=shape[0])).pow(2).sum(1, keepdim=True)
     local = starlet.smooth(squares, 0).flatten(1).T.clamp_min(0)
     return (local / local.mean(0).clamp_min(1e-12)).mean(1).sqrt().clamp_min(_CALM)
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffinv.core.rng import Rng
@@ -74,31 +75,29 @@ class Splitting:
 
     def weights(self) -> Tensor:
         """√(ψ_j² ⋆ F_pp), (P, scales, H, W)."""
-        diagonal = self.fisher.diagonal(dim1=-2, dim2=-1).T.reshape(-1, 1, *self.shape)
-        return self.transform.energy(diagonal).sqrt()
+        return self.transform.energy(self._images(self.fisher.diagonal(dim1=-2, dim2=-1)[None])).sqrt()
 
     def solve(self, q: Tensor, weights: Tensor, start: tuple[Tensor, Tensor], iterations: int) -> tuple[Tensor, Tensor]:
         """Arguments: q: (B, N, P). weights: (P, scales, H, W). start: u (B, N, P) and dual (B, P, scales, H, W).
 
         Returns: u and dual of the last iteration, of the same shapes.
         """
-        size = self.fisher.shape[-1]
         level = self.fisher.diagonal(dim1=-2, dim2=-1).mean(0).clamp_min(1e-12)  # dual step over primal step, ‖Φ‖ ≤ 1
         inverse = torch.linalg.inv(self.fisher + torch.diag(level))
         u, dual = start
         ahead = u
         for _ in range(iterations):
-            rise = self._image(ahead)
-            dual = dual + level.reshape(-1, 1, 1, 1) * self.transform.forward(rise.flatten(0, 1)).unflatten(0, rise.shape[:2])
+            rise = rearrange(self.transform.forward(self._images(ahead)), "(b p) s h w -> b p s h w", b=len(q))
+            dual = dual + level[:, None, None, None] * rise
             dual = torch.maximum(torch.minimum(dual, weights), -weights)
-            pull = self.transform.adjoint(dual.flatten(0, 1)).reshape(len(q), size, -1).mT
+            pull = rearrange(self.transform.adjoint(dual.flatten(0, 1)), "(b p) 1 h w -> b (h w) p", b=len(q))
             new = (inverse @ (q - pull + level * u)[..., None])[..., 0]
             ahead, u = 2 * new - u, new
         return u, dual
 
-    def _image(self, u: Tensor) -> Tensor:
-        """(B, N, P) → (B, P, 1, H, W)."""
-        return u.mT.reshape(u.shape[0], u.shape[2], 1, *self.shape)
+    def _images(self, u: Tensor) -> Tensor:
+        """(B, N, P) → (B P, 1, H, W)."""
+        return rearrange(u, "b (h w) p -> (b p) 1 h w", h=self.shape[0])
 
     def zeros(self, batch: int) -> Tensor:
         """A dual to start with."""
@@ -106,7 +105,7 @@ class Splitting:
 
     def penalty(self, u: Tensor, weights: Tensor) -> Tensor:
         """Σ w|Φ u| of (N, P)."""
-        return (weights * self.transform.forward(self._image(u[None])[0]).abs()).sum()
+        return (weights * self.transform.forward(self._images(u[None])).abs()).sum()
 
 
 def fit_map(

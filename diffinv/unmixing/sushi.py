@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.func import jvp
 
@@ -93,7 +94,7 @@ def _updated(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """λ, A and S of one component after a step of each of the first two."""
     weights, amplitude, _ = before
-    image = lambda v: v.T.reshape(-1, 1, *shape)
+    image = lambda v: rearrange(v, "(h w) k -> k 1 h w", h=shape[0])
     gradient, information = _slopes(decoder, data, weights, amplitude)
     length = plan.step / torch.maximum(information, _LEAST * information.median()).clamp_min(1e-12)
     moved = image(weights + length[:, None] * gradient)
