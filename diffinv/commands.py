@@ -55,13 +55,14 @@ def run_calibrate(args: argparse.Namespace, overrides: list[Override], mocks: Ca
     Arguments: overrides: of `--set`. mocks: the class of simulated sets. sample: runs `diffinv sample` with these arguments and
     this configuration.
     """
-    from diffinv.assembly.trust import check_calibrate, factor_lines, fit_run
+    from diffinv.assembly.trust import check_calibrate, check_simulations, factor_lines, fit_run
     from diffinv.config import load
     from diffinv.sections.calibrate import CalibrateConfig
 
     loaded = load(CalibrateConfig, args.config, overrides)
     config, out = loaded.config, args.out or Path("out") / args.config.stem
     check_calibrate(config)
+    check_simulations(out, config)
     section = config.simulate
     simulated = mocks()(**{name: getattr(section, name) for name in type(section).model_fields})
     observations = out / "observations"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +22,33 @@ from diffinv.sections.calibrate import CalibrateConfig
 FEWEST_DRAWS = 19
 
 
-def truths_of(source: Path | None) -> Truths:
+def truths_of(source: Path | None, objects: set[str]) -> Truths:
     """Where truths come from: the products themselves, or the TRUTH planes of a file or of a folder's files, by object name.
 
-    Raises: InputError if the source cannot be read; later, if a file's planes are not on the product's grid.
+    A run of one object takes the only truth whatever its name. objects: names of those of the run.
+    Raises: InputError if the source cannot be read or has none of the objects; later, if planes are not on the product's grid.
     """
     if source is None:
         return lambda product: product.truth
     paths = {entry.object_id: entry.path for entry in find_objects(source)}
-    only = next(iter(paths.values())) if len(paths) == 1 else None
+    if len(paths) == len(objects) == 1:
+        paths = dict(zip(objects, paths.values(), strict=True))
+    if objects and not objects & paths.keys():
+        raise InputError(
+            f"{source}: has none of the {len(objects)} objects of the run, which are {_some(objects)}; it has "
+            f"{_some(paths)}: give truths the names of the observations."
+        )
 
     def truth(product: Product) -> np.ndarray | None:
-        path = paths.get(product.object_id, only if source.is_file() else None)
+        path = paths.get(product.object_id)
         return product.truth if path is None else _read_truth(path, product)
 
     return truth
+
+
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(map(repr, first[:3])) + (", …" if len(first) > 3 else "")
 
 
 def _read_truth(path: Path, product: Product) -> np.ndarray:
@@ -62,7 +74,8 @@ def evaluate_run(out: Path, truth: Path | None, bins: Sequence[float]) -> tuple[
     Raises: ConfigError for bins that do not ascend; InputError without products, or for a truth that does not fit.
     """
     check_bins("--bins", bins)
-    found = evaluate(out, truths_of(truth), bins)
+    objects = {found.object_id for found in find_products(out, [])}
+    found = evaluate(out, truths_of(truth, objects), bins)
     return found, list(found.write(out))
 
 
@@ -81,13 +94,28 @@ def check_calibrate(config: CalibrateConfig) -> None:
         raise ConfigError(f"sampler.samples: 90 % intervals need at least {FEWEST_DRAWS} draws, got {config.sampler.samples}.")
 
 
+def check_simulations(out: Path, config: CalibrateConfig) -> None:
+    """Write down of what kind the simulations of a folder are, so that none of another kind go with them.
+
+    Raises: ConfigError if those that are there were made otherwise.
+    """
+    path, made = out / "simulate.json", config.simulate.model_dump(mode="json", exclude={"count"})
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(made, indent=1) + "\n").encode())
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differ = [f"{name} {before.get(name)!r}, here {value!r}" for name, value in made.items() if before.get(name) != value]
+    if differ:
+        raise ConfigError(f"simulate: {out} holds other simulations ({'; '.join(differ)}); give another --out.")
+
+
 def fit_run(out: Path, config: CalibrateConfig) -> tuple[Calibration, Path]:
     """Factors from the products in `out/run`, written to `out/calibration.json`.
 
     Raises: InputError if the run has no products; DiffinvError if there are too few.
     """
     damaged: list[str] = []
-    places = [found.place for found in find_products(out / "run", damaged)]
+    places = list({found.object_id: found.place for found in find_products(out / "run", damaged)}.values())  # the newest of each
     if not places:
         raise InputError(f"{out / 'run'}: no products to calibrate on; see its quarantine.")
     record = json.loads((out / "run" / "run.json").read_text(encoding="utf-8"))

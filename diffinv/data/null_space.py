@@ -1,7 +1,7 @@
 """Hallucination maps of a product whose truth is known: which part of its error the data could have corrected, and which not.
 
-The instrument is taken from the product itself: its PSF, the size and noise of its pixels, the power of its draws. The split is
-soft, by the Wiener gain; beyond the Nyquist frequency of the data nothing counts as seen.
+The instrument is taken from the product itself: PSF, size and noise of the pixels of every exposure, the power of its draws. The
+split is soft, by the Wiener gain; beyond the Nyquist frequency of an exposure nothing counts as seen by it.
 Invariant: the two parts add to the error.
 References: Bhadra, Kelkar, Brooks & Anastasio, *On Hallucinations in Tomographic Image Reconstruction*, 2021, arXiv:2012.00646.
 """
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffinv.data.products import Product
+from diffinv.data.grids import SkyGrid
+from diffinv.data.products import Exposure, Product
 from diffinv.data.psf import FWHM_TO_SIGMA
 from diffinv.uncertainty.hallucination import range_part, wiener_gain
 from diffinv.uncertainty.second_prior import ring_spectrum
@@ -34,30 +35,38 @@ def error_maps(product: Product, b: int, truth: np.ndarray) -> tuple[np.ndarray,
 
 
 def soft_gain(product: Product, b: int) -> Tensor | None:
-    """Wiener gain |ĥ|²S/(|ĥ|²S + σ²) on the product's grid; None without a PSF or noise level.
+    """Wiener gain G S/(G S + 1), G = Σ |w ĥ|²/σ² over the exposures that see band b; None without a PSF or noise level.
 
-    ĥ is the transfer of the band's PSF over that of the target's, 0 beyond the Nyquist frequency of the data; S the mean power of
-    the draws (or of the mean) in rings; σ² = σ_data²/r², r the ratio of pixel sizes, the noise a pixel of this grid would have.
+    ĥ is the transfer of an exposure's PSF over that of the target's, 0 beyond the Nyquist frequency of its data; w the weight of
+    the band in it; S the mean power of the draws (or of the mean) in rings; σ² = σ_data²/r², r the ratio of pixel sizes, the
+    noise a pixel of this grid would have.
     """
-    exposures = product.exposures_of(b)
-    if not exposures:
-        return None
-    exposure = exposures[0]
     known = float(product.catalog["noise_std"][b]) if "noise_std" in product.catalog else math.nan
-    noise = exposure.noise_std if exposure.noise_std > 0 else known
-    if not noise > 0:
+    grid, target = product.grid, product.provenance.target_fwhm * FWHM_TO_SIGMA
+    precision, found = np.zeros(grid.shape), False
+    for exposure in product.exposures_of(b):
+        noise = exposure.noise_std if exposure.noise_std > 0 else known
+        if noise > 0:
+            weight = exposure.weights[b] if exposure.weights else 1.0
+            scaled = weight * exposure.grid.pixel_scale / (noise * grid.pixel_scale)
+            precision += np.abs(scaled * _transfer(exposure, grid, target)) ** 2
+            found = True
+    if not found:
         return None
-    scale, data_scale = product.grid.pixel_scale, exposure.grid.pixel_scale
-    frequency = [np.fft.fftfreq(n) / scale for n in product.grid.shape]
+    images = product.mean[b][None] if product.samples is None else product.samples[:, b]
+    spectrum = ring_spectrum(torch.from_numpy(np.asarray(images, np.float64)))
+    return wiener_gain(torch.from_numpy(np.sqrt(precision)), spectrum, torch.ones((), dtype=torch.float64))
+
+
+def _transfer(exposure: Exposure, grid: SkyGrid, target: float) -> np.ndarray:
+    """ĥ of one exposure on the plane of fft2 of `grid`; target: σ of the target's PSF, arcsec."""
+    rows, columns = (np.fft.fftfreq(n) / grid.pixel_scale for n in grid.shape)
     phases = [
         np.exp(-2j * np.pi * np.outer(f, (np.arange(s) - (s - 1) / 2) * exposure.psf_scale))
-        for f, s in zip(frequency, exposure.psf.shape, strict=True)
+        for f, s in zip((rows, columns), exposure.psf.shape, strict=True)
     ]
     transfer = phases[0] @ exposure.psf.astype(np.float64) @ phases[1].T
-    square = frequency[0][:, None] ** 2 + frequency[1][None] ** 2
-    gauss = np.exp(-2 * (np.pi * product.provenance.target_fwhm * FWHM_TO_SIGMA) ** 2 * square)
-    seen = (np.abs(frequency[0])[:, None] <= 0.5 / data_scale) & (np.abs(frequency[1])[None] <= 0.5 / data_scale)
-    images = product.mean[b][None] if product.samples is None else product.samples[:, b]
-    ratio = torch.from_numpy(np.where(seen, np.abs(transfer) / np.maximum(gauss, 1e-6), 0.0))
-    variance = torch.tensor((noise * scale / data_scale) ** 2, dtype=torch.float64)
-    return wiener_gain(ratio, ring_spectrum(torch.from_numpy(np.asarray(images, np.float64))), variance)
+    gauss = np.exp(-2 * (np.pi * target) ** 2 * (rows[:, None] ** 2 + columns**2))
+    nyquist = 0.5 / exposure.grid.pixel_scale
+    seen = (np.abs(rows)[:, None] <= nyquist) & (np.abs(columns) <= nyquist)
+    return np.where(seen, transfer / np.maximum(gauss, 1e-6), 0.0)

@@ -55,7 +55,7 @@ class PointSpread:
     @property
     def fwhm(self) -> float:
         """Diameter of the area above half of the peak, in data pixels."""
-        return _half_area_diameter(self.stamp) / self.oversample
+        return half_area_diameter(self.stamp) / self.oversample
 
 
 def check_psf(stamp: np.ndarray, *, norm: float | None, oversample: float, kind: PsfKind) -> tuple[PointSpread, tuple[str, ...]]:
@@ -100,7 +100,7 @@ def check_psf_scale(psf: PointSpread, shape: tuple[int, int]) -> None:
         )
 
 
-def _half_area_diameter(stamp: np.ndarray) -> float:
+def half_area_diameter(stamp: np.ndarray) -> float:
     return float(2 * np.sqrt(np.count_nonzero(stamp >= stamp.max() / 2) / np.pi))
 
 
@@ -137,9 +137,9 @@ def _check_extent(stamp: np.ndarray) -> None:
             f"the PSF's FWHM of {width:.2f} stamp pixels is below one; check its pixel scale, or give an oversampled stamp."
         )
     border = np.concatenate([stamp[0], stamp[-1], stamp[1:-1, 0], stamp[1:-1, -1]]).mean()
-    if border > _CUT * stamp.max() or _half_area_diameter(stamp) > min(stamp.shape) / 2:
+    if border > _CUT * stamp.max() or half_area_diameter(stamp) > min(stamp.shape) / 2:
         raise InputError(
-            f"the PSF fills its stamp (border at {border / stamp.max():.0%} of the peak, FWHM {_half_area_diameter(stamp):.3g} "
+            f"the PSF fills its stamp (border at {border / stamp.max():.0%} of the peak, FWHM {half_area_diameter(stamp):.3g} "
             f"of {min(stamp.shape)} pixels); give a larger stamp, or check its pixel scale."
         )
 

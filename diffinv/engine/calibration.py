@@ -24,6 +24,7 @@ from torch import Tensor
 
 from diffinv.core.checks import ConfigError, DiffinvError
 from diffinv.data.products import Product
+from diffinv.data.psf import half_area_diameter
 from diffinv.engine.measure import measure
 from diffinv.uncertainty.finding import Record
 from diffinv.uncertainty.widening import fewest_objects, needed_factor, smallest_factor, stretched
@@ -114,8 +115,8 @@ class Calibration(Record):
                 "run `diffinv calibrate` with the configuration of this one."
             )
 
-    def refusal(self, row: dict[str, float]) -> str | None:
-        """Why data are unlike the simulations, from a row of the catalogue; None if they are not."""
+    def refusal(self, row: dict[str, float], broadest: float = 0.0) -> str | None:
+        """Why data are unlike the simulations, from a row of the catalogue and the broadest PSF, arcsec; None if they are not."""
         data = self.data
         (sharp, wide), (faint, bright) = data.psf_fwhm, data.signal_to_noise
         if not math.isclose(row["data_scale"], data.data_scale, rel_tol=1e-3):
@@ -124,6 +125,8 @@ class Calibration(Record):
             return "correlated noise, simulated white" if not data.correlated else "white noise, simulated correlated"
         if not sharp * (1 - PSF_MARGIN) <= row["psf_fwhm"] <= wide * (1 + PSF_MARGIN):
             return f"PSF of {row['psf_fwhm']:.3g}″, simulated {sharp:.3g} to {wide:.3g}″"
+        if broadest > wide * (1 + PSF_MARGIN):
+            return f"an exposure with a PSF of {broadest:.3g}″, simulated {sharp:.3g} to {wide:.3g}″"
         if not faint <= row["sn"] <= bright:
             return f"S/N {row['sn']:.3g}, simulated {faint:.3g} to {bright:.3g}"
         if self._missing(row["sn"]):
@@ -142,7 +145,11 @@ class Calibration(Record):
     def apply(self, product: Product) -> Product:
         """The product with its intervals stretched, or as it is with a note that says why."""
         rows = [{k: float(product.catalog[k][b]) for k in _NEEDED} for b in range(len(product.bands))]
-        refused = [f"band {n}: {r}" for n, row in zip(product.bands, rows, strict=True) if (r := self.refusal(row)) is not None]
+        refused = []
+        for b, row in enumerate(rows):
+            seen = [half_area_diameter(e.psf) * e.psf_scale for e in product.exposures_of(b)]
+            if (reason := self.refusal(row, max(seen, default=0.0))) is not None:
+                refused.append(f"band {product.bands[b]}: {reason}")
         if product.provenance.input_sha256[:16] in self.inputs:
             refused = ["the input is one of the simulations of the fit"]
         if refused:
@@ -214,7 +221,8 @@ def _stretched_maps(product: Product, table: dict) -> dict[float, np.ndarray]:
     for level, (low, high) in LEVELS.items():
         factor = np.stack([np.where(on, table[ON, level, b], table[OFF, level, b]) for b, on in enumerate(source)])
         found[low], found[high] = stretched(found[low], middle, found[high], factor.astype(middle.dtype))
-    found[0.16], found[0.84] = np.maximum(found[0.16], found[0.05]), np.minimum(found[0.84], found[0.95])
+    # the wider holds the narrower, so that both keep what they promise
+    found[0.05], found[0.95] = np.minimum(found[0.05], found[0.16]), np.maximum(found[0.95], found[0.84])
     return found
 
 
@@ -226,13 +234,16 @@ def _stretched_columns(product: Product, table: dict) -> dict[str, np.ndarray]:
             factor = np.array([table[name, level, b] for b in range(len(middle))])
             keys = f"{name}_q{round(100 * low):02d}", f"{name}_q{round(100 * high):02d}"
             columns[keys[0]], columns[keys[1]] = stretched(columns[keys[0]], middle, columns[keys[1]], factor)
+        columns[f"{name}_q05"] = np.minimum(columns[f"{name}_q05"], columns[f"{name}_q16"])
+        columns[f"{name}_q95"] = np.maximum(columns[f"{name}_q95"], columns[f"{name}_q84"])
     return columns
 
 
 @dataclass(frozen=True)
 class _Case:
-    """One band of one simulated object: its S/N and what its intervals of each (quantity, level) needed, (n,)."""
+    """One band of simulated object `number`: its S/N and what its intervals of each (quantity, level) needed, (n,)."""
 
+    number: int
     row: dict[str, float]
     needed: dict[tuple[str, float], Tensor]
 
@@ -274,10 +285,10 @@ def fit(
     Raises: ConfigError for simulations of more than one pixel scale or kind of noise; DiffinvError if no bin has objects enough.
     """
     cases, inputs = [], []
-    for product in products:
+    for number, product in enumerate(products):
         inputs.append(product.provenance.input_sha256[:16])
         for b, needed in enumerate(needed_factors(product)):
-            cases.append(_Case({k: float(product.catalog[k][b]) for k in _NEEDED}, needed))
+            cases.append(_Case(number, {k: float(product.catalog[k][b]) for k in _NEEDED}, needed))
     kinds = {(round(c.row["data_scale"], 4), int(c.row["correlated"])) for c in cases}
     if len(kinds) != 1:
         raise ConfigError(
@@ -288,7 +299,7 @@ def fit(
     factors = tuple(f for bin in bins for f in _bin_factors(bin, cases, delta))
     if not factors:
         fewest = fewest_objects(0.1, delta)
-        raise DiffinvError(f"calibrate: {len(cases)} simulations, too few in every bin of S/N; {fewest} are needed.")
+        raise DiffinvError(f"calibrate: {len(inputs)} simulations, too few in every bin of S/N; {fewest} are needed.")
     ranges = {k: (min(c.row[k] for c in cases), max(c.row[k] for c in cases)) for k in ("psf_fwhm", "sn")}
     ((scale, correlated),) = kinds
     data = DataRegime(scale, correlated, ranges["psf_fwhm"], ranges["sn"])
@@ -296,11 +307,15 @@ def fit(
 
 
 def _bin_factors(bin: tuple[float, float], cases: list[_Case], delta: float | None) -> list[Factor]:
-    """Of every quantity and level that has objects enough in a bin of S/N."""
+    """Of every quantity and level that has objects enough in a bin of S/N; bands of one object are one loss."""
     here, found = [c for c in cases if bin[0] <= c.row["sn"] < bin[1]], []
     for level in LEVELS:
         for quantity in (ON, OFF, *MEASURED):
-            needed = [c.needed[quantity, level] for c in here if c.needed[quantity, level].numel()]
+            bands: dict[int, list[Tensor]] = {}
+            for case in here:
+                if case.needed[quantity, level].numel():
+                    bands.setdefault(case.number, []).append(case.needed[quantity, level])
+            needed = [torch.cat(parts) for parts in bands.values()]
             if len(needed) >= fewest_objects(1 - level, delta):
                 before = float(np.mean([float((r <= 1).double().mean()) for r in needed]))
                 factor = smallest_factor(needed, round(1 - level, 6), delta)

@@ -73,6 +73,7 @@ def without_truth(product: Product, b: int) -> Row:
     row["information_on_source"] = float(informed[b][source].mean()) if informed is not None and source.any() else math.nan
     row["calibrated"] = int(product.provenance.calibration == "calibrated")
     row["factor"] = product.provenance.calibration_factor
+    row["posterior_draws"] = product.provenance.draws
     return row
 
 

@@ -2,7 +2,8 @@
 
 What is tested: ranks of the truth (SBC, ECDF envelope) for flux, size, ellipticity and a pixel of the source; TARP about a
 reference from disjoint draws; coverage and spread–skill of the source's pixels by relabelling; and, without truth, how many
-predictive χ² are extreme. Many tests are made: of twenty that see nothing, one fires at 5 %.
+predictive χ² are extreme. Many tests are made: of twenty that see nothing, one fires at 5 %. Bands of one object are not
+independent of each other: a test takes one of them, chosen at random, and errors of tables are those between objects.
 Invariant: `evaluation.json` holds every number of the panels.
 """
 
@@ -25,11 +26,12 @@ from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import encode_ecsv
 from diffinv.data.packs import Place
 from diffinv.data.products import Product
+from diffinv.engine import judge
 from diffinv.engine.calibration import MEASURED
 from diffinv.engine.evaluate import Case, Row, by_bin, cases_of
 from diffinv.engine.survey import find_products
 from diffinv.uncertainty.finding import Finding
-from diffinv.uncertainty.nulls import exchange_test
+from diffinv.uncertainty.nulls import chance, exchange_test
 from diffinv.uncertainty.ranks import UniformRanks, rank_findings
 
 EXTREME = 0.05
@@ -61,13 +63,13 @@ class Evaluation:
         calibrated = sum(int(row["calibrated"]) for row in self.rows)
         lines.append(f"calibrated {calibrated}, χ² flagged {sum(int(r['chi2_bad']) for r in self.rows)}")
         for name in ("PSNR", "SSIM", "hf_xcorr"):
-            lines += _line(self.rows, name, np.nanmean, "mean")
+            lines += _line(self.rows, name, np.mean, "mean")
         for name in ("flux_error", "e_error", "size_error"):
-            lines += _line(self.rows, name, lambda v: np.nanmedian(np.abs(v)), "median |·|")
+            lines += _line(self.rows, name, lambda v: np.median(np.abs(v)), "median |·|")
         whole = [r for r in self.coverage if r["bin"] == "all"]
         lines += [f"90 % intervals of {r['quantity']} hold {r['coverage']:.3f} ± {r['error']:.3f}" for r in whole]
         lines += [f"spread/error on source, {r['bin']}: {r['ratio']:.3f} ({r['objects']} objects)" for r in self.spread]
-        return [*lines, *map(str, self.findings)]
+        return [*lines, *map(str, self.findings), *blind(self.rows)]
 
     def to_dict(self) -> dict[str, object]:
         """For `evaluation.json`; numbers that are not finite become null."""
@@ -87,7 +89,8 @@ class Evaluation:
 
 def _line(rows: Sequence[Row], name: str, reduce: Callable[[np.ndarray], float], word: str) -> list[str]:
     values = np.array([float(row[name]) for row in rows if name in row])
-    return [f"{name}: {word} {reduce(values):.4g}"] if np.isfinite(values).any() else []
+    values = values[np.isfinite(values)]
+    return [f"{name}: {word} {reduce(values):.4g}"] if len(values) else []
 
 
 def _plain(value: object) -> object:
@@ -126,20 +129,40 @@ def assemble(cases: Sequence[Case], edges: Sequence[float], damaged: tuple[str, 
     """Tables and tests from the rows of all objects."""
     rows = [case.row for case in cases]
     known = [row for row in rows if "inside_on" in row]
-    findings = [f for name, diagnostic in EXTREMES.items() for f in _extremes(rows, name, diagnostic)]
-    findings += [*_rank_tests(cases), *_exchange_tests(cases)]
+    tested = _one_band(cases)
+    findings = [f for name, diagnostic in EXTREMES.items() for f in _extremes([c.row for c in tested], name, diagnostic)]
+    findings += [*_rank_tests(tested), *_exchange_tests(tested)]
     tables = (coverage_table(known, edges), spread_table(known, edges), flag_table(rows, edges))
     return Evaluation(tuple(rows), *map(tuple, tables), tuple(findings), damaged)
 
 
+def _one_band(cases: Sequence[Case]) -> list[Case]:
+    """A band of each object, chosen at random."""
+    bands: dict[object, list[Case]] = {}
+    for case in cases:
+        bands.setdefault(case.row["object_id"], []).append(case)
+    chosen = Rng.for_draws(SEED, [300], 1).uniform(torch.empty(1, len(bands)))[0].tolist()
+    return [each[int(u * len(each))] for u, each in zip(chosen, bands.values(), strict=True)]
+
+
+def _by_object(rows: Sequence[Row], name: str) -> np.ndarray:
+    """The mean over bands of each object that has a finite value."""
+    values: dict[object, list[float]] = {}
+    for row in rows:
+        if math.isfinite(value := float(row[name])):
+            values.setdefault(row["object_id"], []).append(value)
+    return np.array([np.mean(each) for each in values.values()])
+
+
 def coverage_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
-    """Coverage of 90 % intervals by quantity and S/N, objects counting equally."""
+    """Coverage of 90 % intervals by quantity and S/N, objects counting equally; its error is at least 1/objects, for where all
+    intervals hold the scatter between objects would say 0."""
     for name in ("on", "off", *MEASURED):
         for label, here in by_bin(rows, edges):
-            values = np.array([float(row[f"inside_{name}"]) for row in here])
-            values = values[np.isfinite(values)]
+            values = _by_object(here, f"inside_{name}")
             if len(values):
-                error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
+                scatter = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
+                error = max(scatter, 1 / len(values))
                 mean = float(values.mean())
                 yield {"quantity": NAMES.get(name, name), "bin": label, "coverage": mean, "error": error, "objects": len(values)}
 
@@ -147,18 +170,22 @@ def coverage_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]
 def spread_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
     """√(mean spread²/mean error²) of the source's pixels in units of each object's peak, by S/N; its error by delta method."""
     for label, here in by_bin([r for r in rows if "error2_on" in r], edges):
-        spread, error = (np.array([float(row[name]) for row in here]) for name in ("spread2_on", "error2_on"))
+        spread, error = (_by_object(here, name) for name in ("spread2_on", "error2_on"))
         if error.sum() > 0:
             ratio = spread.sum() / error.sum()
-            scatter = float(np.std(spread - ratio * error) * len(here) ** 0.5 / error.sum()) if len(here) > 1 else math.nan
-            yield {"bin": label, "ratio": ratio**0.5, "error": scatter / (2 * ratio**0.5), "objects": len(here)}
+            scatter = float(np.std(spread - ratio * error) * len(error) ** 0.5 / error.sum()) if len(error) > 1 else math.nan
+            yield {"bin": label, "ratio": ratio**0.5, "error": scatter / (2 * ratio**0.5), "objects": len(error)}
 
 
 def flag_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
     """Shares of objects and pixels that carry a flag, by S/N; with truth, of features that it has and has not."""
     for label, here in by_bin(rows, edges):
         p = np.array([float(row["chi2_p"]) for row in here])
-        row: Row = {"bin": label, "objects": len(here), "chi2_bad": float(np.mean([int(r["chi2_bad"]) for r in here]))}
+        row: Row = {
+            "bin": label,
+            "objects": len({r["object_id"] for r in here}),
+            "chi2_bad": float(np.mean([int(r["chi2_bad"]) for r in here])),
+        }
         row["chi2_extreme"] = float(np.mean(p[np.isfinite(p)] <= EXTREME)) if np.isfinite(p).any() else math.nan
         driven = np.array([float(r["prior_driven_on_source"]) for r in here])
         row["prior_driven_on_source"] = float(np.nanmean(driven)) if np.isfinite(driven).any() else math.nan
@@ -170,15 +197,34 @@ def flag_table(rows: Sequence[Row], edges: Sequence[float]) -> Iterable[Row]:
 
 
 def _extremes(rows: Sequence[Row], name: str, diagnostic: str) -> list[Finding]:
-    """How many objects' data are extreme at 5 % among data sets of their draws, against Bin(N, 0.05)."""
-    p = np.array([float(row[name]) for row in rows])
-    p = p[np.isfinite(p)]
-    if not len(p):
+    """How many objects' data are extreme at 5 % among data sets of their draws, against Bin(N, q), q what that has by chance;
+    nothing where no object can be."""
+    known = [row for row in rows if math.isfinite(float(row[name]))]
+    able = [row for row in known if extreme_by_chance(name, row) > 0]
+    if not able:
         return []
-    count, null = int((p <= EXTREME).sum()), binom(len(p), EXTREME)
-    band = (float(null.ppf(0.025)) / len(p), float(null.ppf(0.975)) / len(p))
+    number, count = len(able), sum(float(row[name]) <= EXTREME for row in able)
+    null = binom(number, float(np.mean([extreme_by_chance(name, row) for row in able])))
+    band = (float(null.ppf(0.025)) / number, float(null.ppf(0.975)) / number)
     tail = float(null.sf(count - 1))
-    return [Finding(diagnostic, "objects with p ≤ 0.05", count / len(p), band, tail, len(p), 1)]
+    return [Finding(diagnostic, "objects with p ≤ 0.05", count / number, band, tail, number, 1)]
+
+
+def extreme_by_chance(name: str, row: Row) -> float:
+    """The share of right models with p ≤ 0.05: of the predictive χ² 5 %; of the PIT less, for its replicates are the draws."""
+    replicates = judge.REPLICATES if name == "chi2_p" else int(row["posterior_draws"])
+    return chance(EXTREME, replicates, sides=1 if name == "pit_shape_p" else 2)
+
+
+def blind(rows: Sequence[Row]) -> list[str]:
+    """Lines on tests that were made but cannot fire, for want of draws."""
+    lines = []
+    for name, diagnostic in EXTREMES.items():
+        known = [row for row in rows if math.isfinite(float(row[name]))]
+        if known and not any(extreme_by_chance(name, row) for row in known):
+            least = round((1 if name == "pit_shape_p" else 2) / EXTREME) - 1
+            lines.append(f"{diagnostic} cannot be extreme with so few draws; give --samples {least} or more")
+    return lines
 
 
 def _rank_tests(cases: Sequence[Case]) -> list[Finding]:

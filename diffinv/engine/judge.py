@@ -34,8 +34,8 @@ class Judgement:
     signal_to_noise: of the data, √(Σ y²/σ² − m) over m good data, 0 where there is less than noise. chi2_draw: whitened χ² a good
     datum of one draw chosen at random. chi2_p: its p-value among data sets drawn from it, two-sided. features: of every band.
     flagged: (C, H, W) bool, pixels of features that are `PRIOR_DRIVEN`, on the output grid. psf_fwhm: arcsec, of the sharpest
-    exposure. data_scale: arcsec a data pixel of it. noise_std: median σ of a good data pixel. correlated: whether its noise
-    is. pit_shape_p, pit_width_p: p-values of the PIT of held-out data, NaN where none were.
+    exposure. data_scale: arcsec a data pixel of it. noise_std: median σ of a good data pixel. correlated: whether the noise
+    of any is. pit_shape_p, pit_width_p: p-values of the PIT of held-out data, NaN where none were.
     """
 
     signal_to_noise: float
@@ -65,7 +65,8 @@ def judge(field: Field, samples: Tensor, exposures: Sequence[Band], seed: int, h
     """
     likelihood, sharpest = field.likelihood, min(exposures, key=_fwhm)
     noise_std = float(np.median(sharpest.variance[sharpest.good])) ** 0.5 if sharpest.good.any() else float("nan")
-    regime = (_fwhm(sharpest), sharpest.grid.pixel_scale, noise_std, sharpest.noise_correlation is not None)
+    correlated = any(band.noise_correlation is not None for band in exposures)
+    regime = (_fwhm(sharpest), sharpest.grid.pixel_scale, noise_std, correlated)
     if not sum(int(n.sum()) for n in likelihood.good()):
         empty = np.zeros((samples.shape[1], *field.grid.shape), dtype=bool)
         return Judgement(0.0, float("nan"), float("nan"), ((),) * samples.shape[1], empty, *regime)
@@ -77,7 +78,7 @@ def judge(field: Field, samples: Tensor, exposures: Sequence[Band], seed: int, h
 
 
 def _held_out(held: Likelihood | None, samples: Tensor, seed: int) -> tuple[float, ...]:
-    """p-values of shape (large) and width (two-sided) of the PIT among the replicates, at least 1/(M + 1); NaN without data."""
+    """p-values of shape (large, ≥ 1/(M + 1)) and width (two-sided, ≥ 2/(M + 1)) of the PIT among M replicates; NaN if none."""
     if held is None:
         return (float("nan"),) * 2
     shape, width = likelihood_tables(held, samples[None], Rng.for_draws(seed, [2], 1))

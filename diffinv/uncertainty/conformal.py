@@ -117,8 +117,15 @@ def allowed_risk(alpha: float, delta: float, objects: int) -> float:
 
 
 def excess(truth: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """How far outside its interval the truth lies, ≤ 0 inside: max(l − x, x − u)."""
-    return torch.maximum(low - truth, truth - high)
+    """How far outside its interval the truth lies, ≤ 0 inside: max(l − x, x − u).
+
+    Raises: DiffinvError where one of them is not a number.
+    """
+    found = torch.maximum(low - truth, truth - high)
+    unknown = int(found.isnan().sum())
+    if unknown:
+        raise DiffinvError(f"conformal: {unknown} of {found.numel()} pixels are NaN; calibrate on images and intervals without.")
+    return found
 
 
 def _smallest(needed: Tensor, risk: float) -> tuple[float, float]:
@@ -134,7 +141,7 @@ def rcps(truth: Tensor, low: Tensor, high: Tensor, *, alpha: float, delta: float
 
     Arguments: truth, low, high: (N, …), images of the calibration set and their intervals. alpha: share of pixels outside that
         is allowed. delta: probability with which the promise may fail. regime: of these images.
-    Raises: DiffinvError if N is too small for the promise.
+    Raises: DiffinvError if N is too small for the promise, or where there are NaN.
     """
     omega, risk = _smallest(excess(truth, low, high).flatten(1), allowed_risk(alpha, delta, len(truth)))
     if omega < 0:
@@ -157,15 +164,16 @@ def k_rcps(
     Arguments: first, second: (truth, low, high) of images (N, …) for the optimisation and, disjoint from them, for the
         calibration. groups: int64 of the same shapes, 0 … K − 1, known without the truth. gammas: of the convex bounds; that
         with the shortest intervals is taken.
-    Raises: DiffinvError if the second set is too small; ShapeError if groups do not fit.
+    Raises: DiffinvError if the second set is too small, or where there are NaN; ShapeError if groups do not fit.
     """
     for (truth, _, _), group in zip((first, second), groups, strict=True):
         if truth.shape != group.shape:
             raise ShapeError(
                 f"k_rcps: groups {tuple(group.shape)} and images {tuple(truth.shape)} differ; give one group a pixel."
             )
-    start = min((_shortest(*first, groups[0], alpha, gamma) for gamma in gammas), key=lambda found: found[1])[0]
-    needed = excess(*second)
+    excess(*first)
+    needed, kinds = excess(*second), 1 + max(int(group.max()) for group in groups)
+    start = min((_shortest(*first, groups[0], kinds, alpha, gamma) for gamma in gammas), key=lambda found: found[1])[0]
     shifted = torch.where(needed > 0, needed - start[groups[1]], -torch.inf)
     omega, _ = _smallest(shifted.flatten(1), allowed_risk(alpha, delta, len(needed)))
     widening = (start + omega).clamp_min(0)
@@ -173,15 +181,19 @@ def k_rcps(
     return ConformalMap(tuple(widening.tolist()), alpha, delta, risk, len(needed), regime)
 
 
-def _shortest(truth: Tensor, low: Tensor, high: Tensor, group: Tensor, alpha: float, gamma: float) -> tuple[Tensor, float]:
-    """λ̃ (K,) of the shortest intervals with a mean bound ≤ α, and their mean λ.
+def _shortest(
+    truth: Tensor, low: Tensor, high: Tensor, group: Tensor, kinds: int, alpha: float, gamma: float
+) -> tuple[Tensor, float]:
+    """λ̃ (K,) of the shortest intervals with a mean bound ≤ α, and their mean λ; 0 for a group that is not here.
 
     The bound [(1 + q)|x − c|/(½(u − l) + λ) − q]₊, q = γ/(1 − γ), is convex in λ and ≥ 1 outside. Groups separate given the
-    multiplier μ of the constraint: λ_k solves 1 + μ ∂_λ mean_k = 0, and μ is the smallest that meets it.
+    multiplier μ of the constraint: λ_k solves 1 + μ ∂_λ mean_k = 0, and μ is the smallest that meets it. Solved in units of
+    the largest |x − c|, so that an image's unit does not matter.
     """
     q = gamma / (1 - gamma)
-    half, offset = ((high - low) / 2).double(), (truth - (low + high) / 2).abs().double()
-    kinds = int(group.max()) + 1
+    half, offset = (high.double() - low.double()) / 2, (truth.double() - (low.double() + high.double()) / 2).abs()
+    unit = float(offset.max()) or 1.0
+    half, offset = half / unit, offset / unit
     share = torch.bincount(group.flatten(), minlength=kinds).double().clamp_min(1)
 
     def mean(values: Tensor) -> Tensor:
@@ -207,7 +219,7 @@ def _shortest(truth: Tensor, low: Tensor, high: Tensor, group: Tensor, alpha: fl
         middle = (low_mu + high_mu) / 2
         enough = float((weight * risk(best(2.0**middle))).sum()) <= alpha
         low_mu, high_mu = (low_mu, middle) if enough else (middle, high_mu)
-    widening = best(2.0**high_mu)
+    widening = unit * best(2.0**high_mu)
     return widening, float((weight * widening).sum())
 
 

@@ -54,7 +54,7 @@ def item_ranks(items: Tensor, rng: Rng) -> Tensor:
 
 
 def hit_table(truth: Tensor, samples: Tensor, k: int, rng: Rng, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Share of an object's pixels inside the interval if label j were its truth, and the number of its pixels.
+    """How many of an object's pixels are inside the interval if label j were its truth, and the number of its pixels.
 
     Arguments: truth: (N, …). samples: (N, M, …). k: from `order`. rng: one stream, for ties. mask: (N, …) bool,
         pixels that count; None is all.

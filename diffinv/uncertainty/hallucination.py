@@ -109,7 +109,7 @@ def prior_swap(first: Tensor, second: Tensor, rng: Rng, *, replicates: int = REP
     """
     pooled, size = torch.cat([first, second], -4), first.shape[-4]
     scale = pooled.std(-4).flatten(-3)
-    items = pooled.flatten(-3) / scale[..., None, :]
+    items = torch.where(scale[..., None, :] > 0, pooled.flatten(-3) / scale[..., None, :], 0.0)  # alike in all draws: no move
     weight = torch.full((replicates + 1, pooled.shape[-4]), -1 / second.shape[-4], dtype=items.dtype)
     weight[0, :size] = 1 / size
     weight[1:].scatter_(1, _orders(rng, replicates, pooled.shape[-4])[:, :size], 1 / size)

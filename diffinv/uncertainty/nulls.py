@@ -7,6 +7,7 @@ Relabelling: given the data, the truth and the M draws of a calibrated posterior
 distribution. Whatever is computed of one of them among the others is therefore as likely for each label: a table s(i, j), "what
 the statistic of object i would be if draw j were its truth", gives the null of Σ_i s(i, 0) as Σ_i s(i, J_i) with independent
 uniform labels J. Pixels of an object keep their dependence, for a label moves them together: no pixel is counted as independent.
+A statistic that is not a number has no p-value: NaN, which never fires.
 Invariant: all functions act on leading axes (many studies at once) as on one.
 References: Besag & Clifford, *Generalized Monte Carlo significance tests*, 1989; Phipson & Smyth, *Permutation p-values should
 never be zero*, 2010, arXiv:1603.05766.
@@ -14,6 +15,7 @@ never be zero*, 2010, arXiv:1603.05766.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +80,14 @@ def upper_tail(statistic: Tensor, null: Tensor) -> Outcome:
     return _outcome(statistic, null, (1 + above).double() / (null.shape[-1] + 1))
 
 
+def chance(level: float, replicates: int, *, sides: int) -> float:
+    """P(p ≤ level) of a continuous statistic among K replicates: sides ⌊level (K + 1)/sides⌋/(K + 1); 0 where K is too small.
+
+    Arguments: sides: 1 of `upper_tail`, 2 of `two_sided`.
+    """
+    return sides * math.floor(level * (replicates + 1) / sides + 1e-9) / (replicates + 1)
+
+
 def two_sided(statistic: Tensor, null: Tensor) -> Outcome:
     """p = min(1, 2 min(p_upper, p_lower)), small where t is large or small."""
     replicates = null.shape[-1] + 1
@@ -90,7 +100,8 @@ def _outcome(statistic: Tensor, null: Tensor, p_value: Tensor) -> Outcome:
     ordered = null.sort(-1).values
     last = null.shape[-1] - 1
     low, high = ordered[..., round(0.025 * last)], ordered[..., round(0.975 * last)]
-    return Outcome(statistic, low.expand(statistic.shape), high.expand(statistic.shape), p_value)
+    unknown = statistic.isnan() | null.isnan().any(-1)
+    return Outcome(statistic, low.expand(statistic.shape), high.expand(statistic.shape), torch.where(unknown, torch.nan, p_value))
 
 
 def relabelled(table: Tensor, rng: Rng, replicates: int = REPLICATES) -> tuple[Tensor, Tensor]:

@@ -100,3 +100,47 @@ def test_another_run_and_too_few_objects_are_refused(calibration: Calibration, t
         fit([narrow(n, sn=30.0, data_scale=0.1 * (1 + n % 2)) for n in range(4)], (35.0,), RUN, "two")
     with pytest.raises(DiffinvError, match="truth"):
         fit([replace(narrow(1), truth=None)], (35.0,), RUN, "none")
+
+
+def threefold(number: int) -> Product:
+    """A product of three bands that say the same."""
+    base = narrow(number, sn=20.0 + number)
+    thrice = lambda a: np.concatenate([a] * 3)
+    return replace(
+        base,
+        bands=("g", "r", "i"),
+        mean=thrice(base.mean),
+        std=thrice(base.std),
+        quality=thrice(base.quality),
+        quantiles={p: thrice(v) for p, v in base.quantiles.items()},
+        samples=np.concatenate([base.samples] * 3, 1),
+        exposures=tuple(replace(e, band=band) for e in base.exposures for band in "gri"),
+        catalog={k: thrice(v) for k, v in base.catalog.items()},
+        truth=thrice(base.truth),
+    )
+
+
+def test_bands_of_one_object_are_one_object_of_the_fit(calibration: Calibration) -> None:
+    found = fit(map(threefold, range(30)), (15.0,), RUN, "30 simulations")
+    assert found.factors == calibration.factors
+    with pytest.raises(DiffinvError, match="2 simulations, too few"):
+        fit(map(threefold, range(2)), (15.0,), RUN, "2 simulations")  # six bands are not three objects
+
+
+def test_an_exposure_with_a_broad_psf_beside_a_sharp_one_is_refused(calibration: Calibration) -> None:
+    raw = narrow(200, sn=30.0)
+    blurred = replace(raw.exposures[0], psf_scale=3 * raw.exposures[0].psf_scale)
+    found = calibration.apply(replace(raw, exposures=(*raw.exposures, blurred)))
+    assert "an exposure with a PSF of" in found.notes[-1] and found.provenance == raw.provenance
+
+
+def test_intervals_stay_nested_whatever_the_factors(calibration: Calibration) -> None:
+    """A 68 % factor that is far larger than that of 90 % widens both."""
+    factors = tuple(replace(f, factor=3.0 if f.level == 0.68 else 1.0) for f in calibration.factors)
+    raw = narrow(200, sn=30.0)
+    found = replace(calibration, factors=factors).apply(raw)
+    for low, high in ((0.05, 0.16), (0.84, 0.95)):
+        assert (found.quantiles[low] <= found.quantiles[high]).all()
+        for name in MEASURED:
+            assert found.catalog[f"{name}_q{round(100 * low):02d}"][0] <= found.catalog[f"{name}_q{round(100 * high):02d}"][0]
+    assert np.allclose(found.quantiles[0.16], raw.quantiles[0.5] + 3 * (raw.quantiles[0.16] - raw.quantiles[0.5]), atol=1e-4)

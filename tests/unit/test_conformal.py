@@ -126,3 +126,25 @@ def test_a_map_refuses_another_regime_and_comes_back_from_json() -> None:
     with pytest.raises(UnsupportedError, match="noise \\('σ = 1', here 'σ = 2'\\)"):
         found.apply(low, high, replace(REGIME, noise="σ = 2"))
     assert "\n" not in str(found) and "with probability 0.9" in str(found)
+
+
+@pytest.mark.parametrize("unit", [1e-18, 1e-6, 1e12])
+def test_the_unit_of_an_image_does_not_matter(unit: float) -> None:
+    (first, group1), (second, group2) = two_groups(40, IMAGES), two_groups(50, IMAGES)
+    plain = k_rcps(first, second, (group1, group2), alpha=ALPHA, delta=DELTA, regime=REGIME)
+    scale = lambda parts: tuple(unit * part for part in parts)
+    found = k_rcps(scale(first), scale(second), (group1, group2), alpha=ALPHA, delta=DELTA, regime=REGIME)
+    assert torch.tensor(found.widening) / unit == pytest.approx(torch.tensor(plain.widening), rel=1e-6)
+
+
+def test_a_group_that_only_the_second_set_has_is_calibrated_there() -> None:
+    (first, group1), (second, group2) = two_groups(40, IMAGES), two_groups(50, IMAGES)
+    found = k_rcps(first, second, (torch.zeros_like(group1), group2), alpha=ALPHA, delta=DELTA, regime=REGIME)
+    assert len(found.widening) == 2 and found.risk <= ALPHA
+
+
+def test_nan_is_refused_and_not_certified() -> None:
+    truth = images(60, IMAGES)
+    truth[:, 0] = math.nan
+    with pytest.raises(DiffinvError, match=f"{IMAGES} of {truth.numel()} pixels are NaN"):
+        calibrated(truth, 1.0)

@@ -14,7 +14,7 @@ from diffinv.data.grids import SkyGrid
 from diffinv.data.null_space import error_maps, soft_gain
 from diffinv.data.products import Exposure, Product, Provenance, Quality
 from diffinv.engine.evaluate import cases_of, tarp_rank
-from diffinv.engine.evaluation import assemble, coverage_table, spread_table
+from diffinv.engine.evaluation import assemble, coverage_table, extreme_by_chance, spread_table
 from diffinv.engine.measure import catalog
 from diffinv.report.panels import render_evaluation
 from diffinv.uncertainty.quantiles import quantile
@@ -122,8 +122,40 @@ def test_without_draws_or_truth_what_is_left_is_evaluated() -> None:
 def test_tables_are_means_over_objects() -> None:
     names = ("on", "off", "flux", "size", "e1", "e2")
     row = {"sn": 5.0, "error2_on": 4.0, "spread2_on": 1.0}
-    rows = [row | {f"inside_{name}": value for name in names} for value in (1.0, 0.0, math.nan, 1.0)]
-    row = next(iter(coverage_table(rows, (10.0,))))
-    assert row["coverage"] == pytest.approx(2 / 3) and row["objects"] == 3
-    assert row["error"] == pytest.approx(math.sqrt((2 / 9) * 3 / 2 / 3))
-    assert next(iter(spread_table(rows, (10.0,))))["ratio"] == pytest.approx(0.5)
+    rows = [
+        row | {"object_id": str(k)} | {f"inside_{name}": value for name in names}
+        for k, value in enumerate((1.0, 0.0, math.nan, 1.0))
+    ]
+    found = next(iter(coverage_table(rows, (10.0,))))
+    assert found["coverage"] == pytest.approx(2 / 3) and found["objects"] == 3
+    assert found["error"] == pytest.approx(math.sqrt((2 / 9) * 3 / 2 / 3))
+    assert next(iter(coverage_table([*rows, *rows], (10.0,)))) == found  # bands of the same objects are no more objects
+    assert next(iter(spread_table([*rows, *rows], (10.0,))))["ratio"] == pytest.approx(0.5)
+    assert next(iter(coverage_table([r for r in rows if r["inside_on"] == 1.0], (10.0,))))["error"] == 0.5  # not 0
+
+
+def test_bands_of_an_object_are_tested_as_one() -> None:
+    """Thirty objects whose three bands say the same are thirty objects: no statistic is that of ninety."""
+    single = [case for number in range(30) for case in cases_of(product(number), product(number).truth, 1)]
+    threefold = [replace(case, row=case.row | {"band": band}) for case in single for band in "gri"]
+    first, second = assemble(single, ()), assemble(threefold, ())
+    assert [f.to_dict() for f in first.findings] == [f.to_dict() for f in second.findings]
+    for table in ("coverage", "spread"):
+        for row, same in zip(getattr(first, table), getattr(second, table), strict=True):
+            assert row == {k: pytest.approx(v) if isinstance(v, float) else v for k, v in same.items()}
+    assert len(second.rows) == 90 and {row["objects"] for row in second.flags} == {row["objects"] for row in first.flags}
+
+
+@pytest.mark.parametrize(("draws", "shape", "width"), [(18, 0.0, 0.0), (32, 1 / 33, 0.0), (39, 2 / 40, 2 / 40), (99, 0.05, 0.04)])
+def test_a_held_out_test_is_judged_by_what_its_draws_can_show(draws: int, shape: float, width: float) -> None:
+    """Of calibrated objects that share is extreme; where it is 0 there is no finding but a line that says so."""
+    assert extreme_by_chance("pit_shape_p", {"posterior_draws": draws}) == pytest.approx(shape)
+    assert extreme_by_chance("pit_width_p", {"posterior_draws": draws}) == pytest.approx(width)
+    assert extreme_by_chance("chi2_p", {"posterior_draws": draws}) == pytest.approx(0.05)
+    (case,) = cases_of(product(1, keep=False), None, 1)
+    row = case.row | {"posterior_draws": draws, "pit_shape_p": 1 / (draws + 1), "pit_width_p": 2 / (draws + 1)}
+    found = assemble([replace(case, row=row | {"object_id": str(k)}) for k in range(20)], ())
+    fired = {f.diagnostic for f in found.findings if f.p_value < 1e-6}
+    assert fired >= {name for name, q in (("held-out PIT, shape", shape), ("held-out PIT, width", width)) if q}
+    said = "held-out PIT, width cannot be extreme with so few draws; give --samples 39 or more" in found.summary()
+    assert said == (width == 0)

@@ -12,7 +12,7 @@ from diffinv.core.checks import DiffinvError
 from diffinv.core.rng import Rng
 from diffinv.uncertainty.coverage import coverage, coverage_by_group, hit_table, item_ranks, order, signal_to_noise_bins
 from diffinv.uncertainty.metrics import crps, spread_and_error
-from diffinv.uncertainty.nulls import exchange_test, relabelled
+from diffinv.uncertainty.nulls import chance, exchange_test, relabelled, two_sided, upper_tail
 from diffinv.uncertainty.scores import crps_table, energy_score, energy_table, score_test
 from diffinv.uncertainty.spread_skill import spread_error_tables, spread_skill
 
@@ -155,3 +155,19 @@ def test_objects_without_a_value_are_left_out() -> None:
     assert float(exchange_test(with_nan, Rng([1])).statistic) == pytest.approx(float(table[:, 0].mean()))
     with pytest.raises(DiffinvError, match="no object"):
         exchange_test(with_nan[-3:], Rng([1]))
+
+
+@pytest.mark.parametrize(("test", "sides"), [(upper_tail, 1), (two_sided, 2)])
+@pytest.mark.parametrize("replicates", [18, 32, 39, 199])
+def test_the_chance_of_a_small_p_is_that_of_all_orders(test, sides: int, replicates: int) -> None:
+    """Every rank of a continuous statistic among K replicates is as likely as any other."""
+    null = torch.arange(replicates, dtype=torch.float64)
+    p = test(torch.arange(replicates + 1) - 0.5, null).p_value
+    assert float((p <= 0.05).double().mean()) == pytest.approx(chance(0.05, replicates, sides=sides))
+
+
+def test_a_statistic_that_is_not_a_number_has_no_p_value() -> None:
+    null = torch.arange(32, dtype=torch.float64)
+    for test in (upper_tail, two_sided):
+        found = test(torch.tensor([math.nan, 100.0]), null).p_value
+        assert math.isnan(float(found[0])) and float(found[1]) < 0.1

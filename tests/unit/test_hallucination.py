@@ -98,6 +98,14 @@ def test_sets_of_one_distribution_do_not_fire_and_others_do(function: str) -> No
         assert float((p_values(first, 2 * second) <= 0.05).double().mean()) > 0.95
 
 
+def test_a_pixel_that_is_zero_in_all_draws_does_not_make_the_swap_significant() -> None:
+    first, second = normal(70, 40, 1, 4, 4), normal(71, 40, 1, 4, 4)
+    plain = prior_swap(first, second, Rng([1]), replicates=199)
+    first[..., 0, 0] = second[..., 0, 0] = 0.0
+    masked = prior_swap(first, second, Rng([1]), replicates=199)
+    assert math.isfinite(float(masked.statistic)) and float(masked.p_value) > 0.05 and float(plain.p_value) > 0.05
+
+
 def test_the_swap_is_measured_in_posterior_sigmas() -> None:
     first = normal(6, 60, 1, SIZE, SIZE) * 2
     second = first.flip(0) + 4 * torch.eye(SIZE, dtype=torch.float64)
