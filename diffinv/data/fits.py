@@ -349,7 +349,9 @@ def celestial_cards(header: Cards) -> dict[str, Value] | None:
         raise InputError("the WCS has distortion tables (CPDIS, D2IM), which are not read; give a drizzled or rectified image.")
     with warned("ignore"):
         try:
-            wcs = WCS(fits.Header({k: v for k, v in header.items() if _WCS_CARD.fullmatch(k)}))
+            cards = fits.Header({k: v for k, v in header.items() if _WCS_CARD.fullmatch(k)})
+            # astropy knows SIP of an image alone: of a cube, the first two axes
+            wcs = WCS(cards, naxis=2) if "A_ORDER" in cards or "B_ORDER" in cards else WCS(cards)
             if not wcs.has_celestial:
                 return None
             normal = wcs.celestial.to_header(relax=True)

@@ -3,10 +3,12 @@
 Pixel (row i, column j) has its centre at x = j, y = i counted from 0, FITS pixel (j + 1, i + 1), and covers ± ½. A grid
 with pixels s times smaller that starts at the same edge has
 
-    CRPIX' = (CRPIX − ½) s + ½,   CDELT' = CDELT / s,   A'_pq = A_pq s^(1 − p − q)   (SIP).
+    CRPIX' = (CRPIX − ½) s + ½,   CDELT' = CDELT / s.
 
+That is the whole change of a WCS without distortion (SIP, TPV). The grid of an output has none (`undistorted`): it is the tangent
+plane at the field's centre, with pixels that follow the distorted ones to first order.
 Grids without celestial coordinates are linear, in arcsec from the centre of the field.
-Invariant: `rescaled` and `padded` keep the sky position of everything.
+Invariant: `rescaled` and `padded` keep the sky position of everything, `undistorted` to 0.05 pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 from diffinv.core.checks import InputError
 from diffinv.data.fits import Cards, Value, celestial_cards, icrs_to_pixel, pixel_axes, pixel_to_icrs
 
-_SIP = re.compile(r"([AB])P?_(\d)_(\d)")
+_DISTORTION = re.compile(r"[AB]P?_(ORDER|\d_\d)|PV\d_\d+")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,7 @@ class SkyGrid:
                 raise InputError("no celestial WCS and no PIXSCALE; give input.pixel_scale in arcsec.")
             return cls.linear(shape, pixel_scale)
         grid = cls(tuple(shape), cards, True)
-        scales = np.hypot(*pixel_axes(cards)) * 3600
-        skew = abs(pixel_axes(cards)[:, 0] @ pixel_axes(cards)[:, 1]) * 3600**2 / (scales[0] * scales[1])
-        if abs(scales[0] / scales[1] - 1) > 0.01 or skew > 0.01:
-            raise InputError(
-                f"pixels are {scales[0]:.4g}″ × {scales[1]:.4g}″ (skew {skew:.2g}), not square; resample the image first."
-            )
+        grid._check_square()
         if pixel_scale is not None and abs(pixel_scale / grid.pixel_scale - 1) > 0.01:
             raise InputError(
                 f"pixel scale mismatch: the WCS says {grid.pixel_scale:.5g}″ but {pixel_scale:.5g}″ was given; correct one."
@@ -86,6 +83,15 @@ class SkyGrid:
             cards |= {f"CRPIX{axis}": (length + 1) / 2, f"CRVAL{axis}": 0.0, f"CDELT{axis}": float(pixel_scale)}
             cards |= {f"CTYPE{axis}": "LINEAR", f"CUNIT{axis}": "arcsec"}
         return cls(tuple(shape), cards, False)
+
+    def _check_square(self) -> None:
+        axes = pixel_axes(self.cards) * 3600
+        scales = np.hypot(*axes)
+        skew = abs(axes[:, 0] @ axes[:, 1]) / (scales[0] * scales[1])
+        if abs(scales[0] / scales[1] - 1) > 0.01 or skew > 0.01:
+            raise InputError(
+                f"pixels are {scales[0]:.4g}″ × {scales[1]:.4g}″ (skew {skew:.2g}), not square; resample the image first."
+            )
 
     @cached_property
     def pixel_scale(self) -> float:
@@ -108,15 +114,42 @@ class SkyGrid:
         x, y = (np.asarray(w) / self.cards[f"CDELT{k}"] + self.cards[f"CRPIX{k}"] - 1 for k, w in ((1, first), (2, second)))
         return y, x
 
+    @property
+    def distorted(self) -> bool:
+        """Whether its WCS has terms beyond a projection and a matrix."""
+        return any(_DISTORTION.fullmatch(key) for key in self.cards)
+
+    def undistorted(self) -> SkyGrid:
+        """The same pixels in the tangent plane (TAN, ICRS) at the centre of the field, by the best linear map; this if it is one.
+
+        Raises: InputError if the field bends by more than 0.05 pixels, or its pixels are not square on the sky.
+        """
+        if not self.distorted:
+            return self
+        middle = np.array([(n - 1) / 2 for n in self.shape])
+        ra, dec = (float(v) for v in self.pixel_to_world(*middle))
+        side = self.pixel_scale / 3600
+        cards: dict[str, Value] = {"WCSAXES": 2, "RADESYS": "ICRS"}
+        for axis, name, value in ((1, "RA---TAN", ra), (2, "DEC--TAN", dec)):
+            cards |= {f"CTYPE{axis}": name, f"CUNIT{axis}": "deg", f"CRVAL{axis}": value, f"CDELT{axis}": side}
+        plane = replace(self, cards={**cards, "CRPIX1": 1.0, "CRPIX2": 1.0})
+        affine = self.affine_to(plane)
+        row, column = np.linalg.solve(affine.matrix, -affine.offset)
+        cards |= {"CRPIX1": float(column) + 1, "CRPIX2": float(row) + 1}
+        (by_row_y, by_column_y), (by_row_x, by_column_x) = affine.matrix.tolist()
+        cards |= {"PC1_1": by_column_x, "PC1_2": by_row_x, "PC2_1": by_column_y, "PC2_2": by_row_y}
+        flat = replace(self, cards=cards)
+        flat._check_square()
+        return flat
+
     def rescaled(self, factor: float, shape: tuple[int, int]) -> SkyGrid:
-        """Pixels `factor` times smaller, from the same lower left edge, in an array of `shape`."""
+        """Pixels `factor` times smaller, from the same lower left edge, in an array of `shape`; of a grid without distortion."""
+        if self.distorted:
+            raise InputError("a WCS with distortion (SIP, TPV) cannot be rescaled; take its `undistorted` grid.")
         cards = dict(self.cards)
         for axis in (1, 2):
             cards[f"CRPIX{axis}"] = (float(self.cards.get(f"CRPIX{axis}", 0.0)) - 0.5) * factor + 0.5
             cards[f"CDELT{axis}"] = float(self.cards.get(f"CDELT{axis}", 1.0)) / factor
-        for key, value in self.cards.items():
-            if match := _SIP.fullmatch(key):
-                cards[key] = float(value) * factor ** (1 - int(match[2]) - int(match[3]))
         return replace(self, cards=cards, shape=tuple(shape))
 
     def padded(self, margin: int) -> SkyGrid:
@@ -154,9 +187,10 @@ class SkyGrid:
 
 
 def output_grid(grid: SkyGrid, scale: float) -> SkyGrid:
-    """Pixels of `scale` arcsec whose lower left edge is that of `grid`, and that cover it all.
+    """Pixels of `scale` arcsec whose lower left edge is that of `grid`, and that cover it all, without distortion.
 
     A last row or column that would cover less than a hundredth of an output pixel is left away.
     """
+    grid = grid.undistorted()
     factor = grid.pixel_scale / scale
     return grid.rescaled(factor, tuple(int(np.ceil(n * factor - 0.01)) for n in grid.shape))

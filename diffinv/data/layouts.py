@@ -241,9 +241,16 @@ def _dq_bits(header: Cards, options: InputOptions) -> tuple[int, tuple[str, ...]
 
 
 def _header_band(header: Cards, number: int, count: int) -> str | None:
-    """BAND, BANDn of a cube, or a filter card."""
+    """BAND, BANDn of a cube (from 1, or from 0 where there is a BAND0), or a filter card.
+
+    Raises: InputError if a cube names some of its planes only.
+    """
     if count > 1:
-        value = header.get(f"BAND{number + 1}")
+        first = 0 if "BAND0" in header else 1
+        missing = [k for k in range(first, first + count) if f"BAND{k}" not in header]
+        if 0 < len(missing) < count:
+            raise InputError(f"BAND{missing[0]} is missing: the header names other planes of the cube; name all {count} or none.")
+        value = header.get(f"BAND{number + first}")
         return str(value).strip() if value is not None else None
     for key in ("BAND", "FILTER", "FILTER1", "FILTER2"):
         value = str(header.get(key, "")).strip()

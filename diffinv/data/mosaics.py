@@ -25,7 +25,7 @@ from diffinv.data.grids import SkyGrid
 from diffinv.data.headers import Header, read_headers
 from diffinv.data.layouts import InputOptions
 
-_CUT_TOO = ("VAR", "VARIANCE", "ERR", "DQ", "MASK")
+_CUT_TOO, _WHOLE = ("VAR", "VARIANCE", "ERR", "DQ", "MASK"), ("PSF", "NOISECOR")
 _BLOCK, _CARD = 2880, 80
 _STRUCTURE = (
     "SIMPLE",
@@ -93,8 +93,8 @@ def _band(path: Path, cut: Cut, number: int, angle: float | None, options: Input
             continue
         if name in _CUT_TOO and _shape(header) == shape:
             blocks.append(_hdu(path, header, header, (name, number), square))
-        elif name == "PSF":
-            blocks.append(_hdu(path, header, header, (name, number), _Square(0, 0, *_shape(header))))
+        elif name in _WHOLE:
+            blocks.append(_hdu(path, header, header, (name, number), _Square(0, 0, *_stamp_shape(path, header))))
     return blocks, grid.pixel_scale
 
 
@@ -150,9 +150,17 @@ def _square(row: float, column: float, side: int, shape: tuple[int, ...], cut: C
     return _Square(round(row - corner), round(column - corner), side, side)
 
 
+def _stamp_shape(path: Path, header: Header) -> tuple[int, ...]:
+    """Of one stamp, which may be a cube of one plane."""
+    *planes, height, width = _shape(header)
+    if any(n != 1 for n in planes):
+        raise InputError(f"{path}: {header.name} has {planes[0]} planes; a mosaic of one band has one.")
+    return height, width
+
+
 def _hdu(path: Path, header: Header, primary: Header, name: tuple[str, int], square: _Square) -> bytes:
     """One HDU of the cut file, with its name and version."""
-    cards, shape = header.cards, _shape(header)
+    cards, shape = header.cards, _shape(header)[-2:]
     rows = range(max(square.row, 0), min(square.row + square.height, shape[0]))
     columns = range(max(square.column, 0), min(square.column + square.width, shape[1]))
     over = len(rows) * len(columns) < square.height * square.width
@@ -182,7 +190,7 @@ def _nothing(path: Path, name: str, cards: Mapping[str, Value], over: bool) -> f
 
 def _read(path: Path, header: Header, rows: range, columns: range, dtype: np.dtype) -> np.ndarray:
     """Some pixels of an image, row by row."""
-    width, found = _shape(header)[1], np.empty((len(rows), len(columns)), dtype)
+    width, found = _shape(header)[-1], np.empty((len(rows), len(columns)), dtype)
     with open(path, "rb") as stream:
         for k, row in enumerate(rows):
             stream.seek(header.start + (row * width + columns.start) * dtype.itemsize)

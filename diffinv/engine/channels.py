@@ -76,7 +76,7 @@ def build_channels(
             for name, bands in exposures.items()
         )
     rows = np.array([_weights(band.name, prior, mixing or {}) for band in observation.bands])
-    _check_units(observation.bands, mixing or {})
+    _check_units(observation.bands)
     return (Channel(prior.card.bands, observation.bands, _field(observation.bands, grid, prior, margin, rows), rows),)
 
 
@@ -105,20 +105,20 @@ def check_mixing(mixing: Mixing, card: PriorCard) -> None:
             )
 
 
-def _check_units(bands: Sequence[Band], mixing: Mixing) -> None:
-    """Only fluxes in one unit can be added."""
+def _check_units(bands: Sequence[Band]) -> None:
+    """A prior of several bands knows colours: fluxes must be in one unit."""
     if len(bands) == 1:
         return
-    for band in (b for b in bands if b.name in mixing):
+    for band in bands:
         other = next((b for b in bands if b.zeropoint != band.zeropoint), None)
         if other is not None:
             raise InputError(
-                f"zero point mismatch: band {band.name} has {band.zeropoint} and {other.name} {other.zeropoint}, but "
-                "input.mixing adds them; bring all to one."
+                f"zero point mismatch: band {band.name} has {band.zeropoint} and {other.name} {other.zeropoint}, but the prior "
+                "knows colours; bring all to one."
             )
         if band.zeropoint is None and not band.unit.lower().endswith("jy"):
             raise InputError(
-                f"band {band.name}: input.mixing adds bands, but nothing says what flux one {band.unit or 'unit'} is; give "
+                f"band {band.name}: the prior knows colours, but nothing says what flux one {band.unit or 'unit'} is; give "
                 "input.zeropoint, or images in nJy."
             )
 

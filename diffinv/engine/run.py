@@ -127,16 +127,17 @@ class Run:
         self.config_hash = record_hash(self.record)
         self.recorded = False
         self.pace = 1  # objects that are read at once: what could be sampled together, as soon as some have been
-        self._check_record(new_run)
+        self.new_run = new_run
+        self._check_record()
 
     @property
     def target_fwhm(self) -> float:
         """Of the products' PSF, arcsec."""
         return self.plan.target_fwhm if self.plan.target_fwhm is not None else self.prior.card.target_fwhm
 
-    def _check_record(self, new_run: bool) -> None:
+    def _check_record(self) -> None:
         path = self.out / "run.json"
-        if path.exists() and not new_run:
+        if path.exists() and not self.new_run:
             try:
                 before = json.loads(path.read_text(encoding="utf-8"))
             except (ValueError, OSError) as error:
@@ -146,8 +147,12 @@ class Run:
                 raise ConfigError(f"{self.out}: holds another run ({'; '.join(changes)}); use another --out, or --new-run.")
 
     def write_record(self) -> None:
-        """Once a run, as soon as it has a product."""
+        """Once a run, as soon as it has a product.
+
+        Raises: ConfigError if another run has written its own in the meantime.
+        """
         if not self.recorded:
+            self._check_record()
             text = json.dumps(self.record, indent=2, sort_keys=True)
             write_atomically(self.out / "run.json", f"{text}\n".encode())
             self.recorded = True

@@ -79,12 +79,12 @@ def test_what_cannot_be_mixed_is_one_line(tmp_path: Path, priors: dict[str, Path
     zero = [Plane(p.name, p.data, {**p.header, "ZEROPNT": 20.0 + p.extver}, p.extver) for p in read_fits(source).planes]
     (tmp_path / "a2.fits").write_bytes(encode_fits(zero))
     assert sample(tmp_path / "a2.fits", tmp_path / "no", two, *mixed) == 2
-    assert "zero point mismatch: band VIS has 22.0 and i 21.0, but input.mixing adds them" in capsys.readouterr().err
+    assert "zero point mismatch: band i has 21.0 and VIS 22.0, but the prior knows colours" in capsys.readouterr().err
     counts = [
         Plane(p.name, p.data, {k: v for k, v in p.header.items() if k != "ZEROPNT"} | {"BUNIT": "adu"}, p.extver) for p in zero
     ]
     (tmp_path / "a3.fits").write_bytes(encode_fits(counts))
     assert sample(tmp_path / "a3.fits", tmp_path / "no", two, *mixed) == 2
-    assert "band VIS: input.mixing adds bands, but nothing says what flux one adu is" in capsys.readouterr().err
+    assert "the prior knows colours, but nothing says what flux one adu is" in capsys.readouterr().err
     assert sample(source, tmp_path / "grey", grey, *mixed) == 2
     assert "is grey and sees one band at a time" in capsys.readouterr().err

@@ -142,6 +142,22 @@ def test_mosaics_of_other_pixels_are_cut_to_the_same_angle(tmp_path: Path) -> No
         assert [plane.data.shape for plane in file.named("SCI")] == [(24, 24), (12, 12)]
 
 
+def test_a_square_has_the_psf_and_the_noise_correlation_of_its_mosaic(tmp_path: Path) -> None:
+    path, correlation = tmp_path / "v.fits", blob(5, 2.0).astype(np.float32)
+    write_mosaic(path, "VIS")
+    planes = list(read_fits(path).planes)
+    psf = next(p for p in planes if p.name == "PSF")
+    others = [p for p in planes if p.name != "PSF"] + [Plane("NOISECOR", correlation / correlation.max(), {})]
+    entry = Entry("a", path, Cut((path,), *position(path), 16))
+    path.write_bytes(encode_fits([*others, Plane("PSF", psf.data[None], psf.header)]))
+    found = read_input(entry, InputOptions())
+    np.testing.assert_array_equal(found.named("NOISECOR")[0].data, correlation / correlation.max())
+    np.testing.assert_array_equal(found.named("PSF")[0].data, psf.data)
+    path.write_bytes(encode_fits([*others, Plane("PSF", np.stack([psf.data] * 2), psf.header)]))
+    with pytest.raises(InputError, match="PSF has 2 planes"):
+        read_input(entry, InputOptions())
+
+
 def test_the_hash_of_a_square_is_of_its_own_pixels(tmp_path: Path) -> None:
     path = tmp_path / "v.fits"
     image = write_mosaic(path, "VIS")

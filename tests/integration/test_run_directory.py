@@ -16,7 +16,7 @@ from diffinv.cli import main
 from diffinv.data.fits import Plane, Table, encode_fits
 from diffinv.data.inputs import file_digest
 from diffinv.engine.draws import INNER
-from diffinv.engine.run import prepare
+from diffinv.engine.run import Run, prepare
 from tests.small import FAST, blob, write_observation, write_prior
 
 
@@ -59,6 +59,27 @@ def test_run_json_comes_with_the_first_product(tmp_path: Path, prior: Path) -> N
     before = (out / "run.json").read_bytes()
     assert sample(source, out, prior, "--seed", "6", "--new-run", "--dry-run") == 0
     assert (out / "run.json").read_bytes() == before
+
+
+def test_a_run_that_another_overtook_leaves_its_record_alone(
+    tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs may start in an empty directory: the one whose product comes second finds the record of the first."""
+    source, out, write = write_observation(tmp_path / "a.fits"), tmp_path / "out", Run.write_record
+    assert sample(source, tmp_path / "first", prior, "--seed", "5") == 0
+    record = (tmp_path / "first" / "run.json").read_bytes()
+
+    def overtaken(run: Run) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "run.json").write_bytes(record)
+        write(run)
+
+    monkeypatch.setattr(Run, "write_record", overtaken)
+    assert sample(source, out, prior, "--seed", "6") == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (out / "run.json").read_bytes() == record
+    assert sample(source, out, prior, "--seed", "6", "--new-run") == 0
+    assert (out / "run.json").read_bytes() != record
 
 
 def test_run_json_holds_the_resolved_sampler_and_names_do_not_matter(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from diffinv.core.checks import InputError
 from diffinv.data.fits import MAX_HDUS, Plane, Table, encode_fits, read_fits, read_images, read_table
@@ -234,15 +236,44 @@ def test_rescaled_grids_agree_on_the_sky() -> None:
     assert fine.pixel_scale == pytest.approx(grid.pixel_scale / 1.68, rel=1e-12)
 
 
-def test_sip_distortion_is_rescaled() -> None:
-    sip = {**TAN, "CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-4, "B_1_1": -2e-4}
-    grid = SkyGrid.from_header(sip, (40, 50))
-    fine = grid.rescaled(2.0, (80, 100))
+SIP = {**TAN, "CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-5, "B_1_1": -2e-5}
+TPV = {**TAN, "CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_0": 0.0036, "PV1_1": 0.998, "PV1_2": 0.001, "PV1_4": -0.0119}
+TPV |= {"PV2_0": 0.01, "PV2_1": 1.004, "PV2_2": -0.002, "PV2_4": 0.02}
+
+
+@pytest.mark.parametrize("header", [SIP, TPV], ids=["SIP", "TPV"])
+def test_the_output_of_a_distorted_field_is_a_tangent_plane_on_the_same_sky(header: dict) -> None:
+    grid = SkyGrid.from_header(header, (40, 50))
+    fine = output_grid(grid, grid.undistorted().pixel_scale / 2)
+    assert grid.distorted and not fine.distorted and fine.cards["CTYPE1"] == "RA---TAN" and fine.shape == (80, 100)
     for row, column in [(0.0, 0.0), (39.0, 3.0), (12.3, 47.0)]:
         there = fine.world_to_pixel(*grid.pixel_to_world(row, column))
-        np.testing.assert_allclose(there, [(row + 0.5) * 2 - 0.5, (column + 0.5) * 2 - 0.5], atol=1e-5)
+        np.testing.assert_allclose(there, [(row + 0.5) * 2 - 0.5, (column + 0.5) * 2 - 0.5], atol=0.06)
+    cards = fine.image_cards(("BAND",))
+    again = SkyGrid.from_header(cards, fine.shape)
+    np.testing.assert_allclose(again.pixel_to_world(3.0, 4.0), fine.pixel_to_world(3.0, 4.0), rtol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert WCS(fits.Header(cards)).naxis == 3  # as anybody opens it
+    with pytest.raises(InputError, match="distortion"):
+        grid.rescaled(2.0, (80, 100))
+
+
+def test_a_field_that_bends_or_is_stretched_is_refused() -> None:
+    stretched = SkyGrid.from_header({**TPV, "PV1_1": 0.97}, (40, 50))
+    with pytest.raises(InputError, match="not square"):
+        output_grid(stretched, stretched.pixel_scale)
+    bent = SkyGrid.from_header({**SIP, "A_2_0": 1e-3}, (40, 50))
     with pytest.raises(InputError, match="bends"):
-        grid.affine_to(SkyGrid.from_header(TAN, (40, 50)), tolerance=0.01)
+        output_grid(bent, bent.pixel_scale)
+    with pytest.raises(InputError, match="bends"):
+        SkyGrid.from_header({**SIP, "A_2_0": 1e-4}, (40, 50)).affine_to(SkyGrid.from_header(TAN, (40, 50)), tolerance=0.01)
+
+
+def test_a_cube_with_sip_is_read_by_its_first_two_axes() -> None:
+    cube = {**SIP, "WCSAXES": 3, "CTYPE3": "BAND", "CRPIX3": 1.0, "CRVAL3": 1.0, "CDELT3": 1.0}
+    flat, deep = (SkyGrid.from_header(header, (40, 50)).pixel_to_world(3.0, 40.0) for header in (SIP, cube))
+    np.testing.assert_allclose(deep, flat, rtol=1e-12)
 
 
 def test_padding_moves_pixels_and_not_the_sky() -> None:

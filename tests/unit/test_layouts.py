@@ -136,3 +136,18 @@ def test_a_named_hdu_is_taken(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_observation(path, InputOptions(psf=psf, hdu=hdu)).bands[0].image, _image(1))
     with pytest.raises(InputError, match="1 SCI, 2 OTHER"):
         read_observation(path, InputOptions(psf=psf, hdu=7))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_bands_of_a_cube_count_from_where_the_file_does(tmp_path: Path, first: int) -> None:
+    """The Legacy Surveys' cutouts have BAND0, …; ours have BAND1, …"""
+    names = {f"BAND{first + k}": name for k, name in enumerate("grz")}
+    cards = {key: value for key, value in CARDS.items() if key != "BAND"}
+    cube, noise = np.stack([_image(k) for k in range(3)]), Plane("VAR", np.ones((3, *SHAPE)), {})
+    psf = Plane("PSF", np.stack([PSF] * 3), {})
+    path = _write(tmp_path / "a.fits", Plane("SCI", cube, {**cards, **names}), noise, psf)
+    assert [band.name for band in read_observation(path, InputOptions()).bands] == ["g", "r", "z"]
+    del names[f"BAND{first + 1}"]
+    _write(path, Plane("SCI", cube, {**cards, **names}), noise, psf)
+    with pytest.raises(InputError, match=f"BAND{first + 1} is missing"):
+        read_observation(path, InputOptions())
