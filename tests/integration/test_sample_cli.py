@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
+from astropy.wcs import WCS
 
 import diffinv.engine.objects as objects
 from diffinv.cli import main
@@ -348,3 +350,21 @@ def test_real_sky_gives_five_bands_over_the_whole_field(tmp_path: Path, prior: P
     (product,) = products(tmp_path / "out").values()
     assert product.mean.shape == (5, 84, 84)
     assert product.grid.celestial
+
+
+def test_a_distorted_image_gives_a_product_that_anybody_opens(tmp_path: Path, prior: Path) -> None:
+    """LSST's visit images have SIP, which a cube of planes cannot have."""
+    source = write_observation(tmp_path / "a.fits")
+    sip = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-4, "B_1_1": -1e-4}
+    bent = [
+        Plane(p.name, p.data, {**p.header, **(sip if "CTYPE1" in p.header else {})}, p.extver) for p in read_fits(source).planes
+    ]
+    source.write_bytes(encode_fits(bent))
+    assert sample(source, tmp_path / "out", prior) == 0
+    (path,) = (tmp_path / "out" / "products").glob("*/*.fits")
+    with fits.open(source) as data, fits.open(path) as hdus:
+        native, found, residual = WCS(data["SCI"].header), WCS(hdus["SCI"].header).celestial, WCS(hdus["RESID"].header)
+    for column, row in ((0.0, 0.0), (7.0, 3.0)):
+        sky = native.pixel_to_world_values(column, row)
+        np.testing.assert_allclose(residual.pixel_to_world_values(column, row), sky, rtol=1e-10)
+        np.testing.assert_allclose(found.world_to_pixel_values(*sky), (2 * column + 0.5, 2 * row + 0.5), atol=0.1)
