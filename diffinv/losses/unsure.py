@@ -117,14 +117,14 @@ class Unsure(Loss):
     def __call__(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         data, good = batch.data, batch.good
         b = rng.rademacher(data.y).where(good, 0.0)
-        u, along = self.slope(model, data, b, _spread(data.y))
+        u, along = self.slope(model, data, b, robust_spread(data.y, good))
         return mean_good((u - data.y) ** 2 + 2 * self.covariance(self.eta, b, data.y) * along, good)
 
     def oracle(self, model: nn.Module, batch: MeasuredBatch, rng: Rng) -> Tensor:
         return Sure().oracle(model, batch, rng)
 
 
-def _spread(y: Tensor) -> Tensor:
-    """Robust spread of a row's data, which sources on an empty sky do not move: 1.48 times the median of |y − median|, (B,)."""
-    flat = y.detach().flatten(1)
-    return 1.4826 * (flat - flat.median(1, keepdim=True).values).abs().median(1).values
+def robust_spread(y: Tensor, good: Tensor) -> Tensor:
+    """Robust spread of a row's good data, 1.48 times the median of |y − median|, (B,): sources on an empty sky do not move it."""
+    flat = torch.where(good, y.detach(), torch.nan).flatten(1)
+    return (1.4826 * (flat - flat.nanmedian(1, keepdim=True).values).abs().nanmedian(1).values).nan_to_num(0.0)

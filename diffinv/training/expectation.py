@@ -26,6 +26,7 @@ from diffinv.samplers.base import Sampler, State, sample
 from diffinv.schedules import Schedule
 
 _TINY = 1e-30
+_UNSEEN = 1e-5  # of the best-known pixel's information: less is a pixel that no datum looks at
 
 
 class EStep(abc.ABC):
@@ -95,13 +96,15 @@ class PositiveFit(EStep):
         level = total(weight * (y.clamp_min(0) + std) * seen) / total(weight * seen.square()).clamp_min(_TINY)
         x = flat * expand(level, flat)
         gain, wanted = operator.adjoint(weight * (y + offset).clamp_min(0)).clamp_min(0), total(good)
+        reached = operator.adjoint(weight)  # where no datum looks it is 0, or the rounding of a Fourier transform
+        known = reached > _UNSEEN * reached.flatten(1).amax(1).reshape(-1, *[1] * (reached.ndim - 1))
         for _ in range(self.most):
             mean = operator(x)
             short = total(weight * (y - mean).square()) > wanted
             if not bool(short.any()):
                 break
             step = gain / operator.adjoint(weight * (mean + offset)).clamp_min(_TINY)
-            x = torch.where(expand(short, x).bool(), x * step, x)
+            x = torch.where(expand(short, x).bool() & known, x * step, x)
         return x
 
 

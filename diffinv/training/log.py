@@ -27,7 +27,7 @@ class Log:
 
     def mean(self) -> float:
         """The mean of the losses since the last call."""
-        mean = torch.stack(self._losses).mean().item()
+        mean = torch.stack([loss.cpu() for loss in self._losses]).mean().item()  # restored ones are on the CPU
         self._losses.clear()
         return mean
 

@@ -25,6 +25,7 @@ from diffinv.noise.independent import over
 from diffinv.operators.algebra import Identity
 from diffinv.reconstructors.observed import require_identity
 
+_PARTS = 0x4D17  # names the streams of a mixture's parts
 _SPLIT = 0x5917  # any constant: who is held out must not follow the seed of the training
 
 
@@ -175,7 +176,8 @@ class Mixture(Source):
             stop = start + len(part) * times
             rows = ((index >= start) & (index < stop)).nonzero()[:, 0]
             if len(rows):
-                batch = part.batch((index[rows] - start) % len(part), rng.select(rows.to(rng.keys.device)))
+                # streams of their own: the loss draws its noise levels from those of the batch
+                batch = part.batch((index[rows] - start) % len(part), rng.select(rows.to(rng.keys.device)).spawn(_PARTS))
                 found.append(_per_pixel(batch))
                 places.append(rows)
             start = stop

@@ -20,7 +20,7 @@ from diffinv.losses.recorrupted import Recorrupted
 from diffinv.losses.splitting import Noise2Void, RandomHiding, Splitting
 from diffinv.losses.supervised import Noise2Noise
 from diffinv.losses.sure import FirstOrderSure, ShiftedSure, Sure
-from diffinv.losses.unsure import Covariance, Lags, SignalDependent, Unsure, White
+from diffinv.losses.unsure import Covariance, Lags, SignalDependent, Unsure, White, robust_spread
 from diffinv.losses.virtual import VirtualOperators
 from diffinv.noise.gamma import Gamma
 from diffinv.noise.gaussian import Gaussian
@@ -281,3 +281,11 @@ def test_shifted_sure_wants_whole_counts() -> None:
     ShiftedSure(2).check(MeasuredBatch(data))
     with pytest.raises(DiffinvError, match="whole counts"):
         ShiftedSure(2).check(MeasuredBatch(replace(data, noise=Poisson(37 * one, 0 * one))))
+
+
+def test_the_spread_of_masked_data_is_that_of_the_good_ones() -> None:
+    y = Rng.for_draws(9, range(4), 1).normal(torch.zeros(4, 1, 32, 32))
+    good = Rng.for_draws(10, range(4), 1).uniform(torch.zeros(4, 1, 32, 32)) < 0.25
+    good[3] = False
+    found = robust_spread(torch.where(good, y, 0.0), good)
+    assert float((found[:3] - 1).abs().max()) < 0.2 and float(found[3]) == 0

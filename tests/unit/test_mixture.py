@@ -16,9 +16,10 @@ from diffinv.losses.topping import floor
 from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.poisson import Poisson
 from diffinv.operators.algebra import Identity
+from diffinv.operators.groups import QuarterTurns
 from diffinv.priors.analytic import FourierGaussianPrior
 from diffinv.schedules import LogUniform
-from diffinv.training.augment import GalaxyViews
+from diffinv.training.augment import GalaxyViews, GroupViews
 from diffinv.training.sources import Certain, CleanImages, Measured, Mixture
 from tests.trainings import fields
 
@@ -50,6 +51,18 @@ def test_rows_come_in_the_order_that_was_asked_for_with_noise_of_their_own() -> 
     for k, number in enumerate(index.tolist()):
         alone = mixture().batch(torch.tensor([number]), Rng.for_draws(0, [number], 1))
         torch.testing.assert_close(alone.observation.y[0], batch.observation.y[k], rtol=0, atol=0)
+
+
+def test_views_and_noise_levels_are_independent() -> None:
+    """A view of a part is not chosen by the numbers that choose the level of noise: every turn meets every level."""
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 0, 0] = 1.0
+    source, count = Mixture((Certain(CleanImages(image, GroupViews(QuarterTurns()))),), (1,)), 4096
+    rng = Rng.for_draws(0, range(count), 1)
+    turn = source.batch(torch.zeros(count, dtype=torch.int64), rng).x.flatten(1).argmax(1)
+    level = rng.uniform(torch.zeros(count, 1))[:, 0]
+    means = torch.stack([level[turn == place].mean() for place in turn.unique()])
+    assert len(means) == 4 and float((means - 0.5).abs().max()) < 0.05
 
 
 def test_a_part_is_drawn_as_often_as_it_counts() -> None:

@@ -13,6 +13,7 @@ from diffinv.core.rng import Rng
 from diffinv.likelihood import Observation
 from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.poisson import Poisson
+from diffinv.operators.algebra import Identity
 from diffinv.operators.border import ZeroBorder
 from diffinv.operators.convolution import Convolution
 from diffinv.priors.analytic import FourierGaussianPrior
@@ -44,6 +45,18 @@ def test_a_positive_fit_is_positive_fits_to_within_the_noise_and_sharpens() -> N
     assert error(found) < 0.7 * error(data.y)
     alone = PositiveFit().fit(data.select([7]))
     torch.testing.assert_close(alone, found[7:8], rtol=1e-3, atol=1e-3)
+
+
+def test_a_positive_fit_stays_flat_where_no_datum_looks() -> None:
+    """A band that is missing, or a hole wider than the PSF, is no sky without light."""
+    good = torch.ones(40, 1, 16, 16, dtype=torch.bool)
+    good[:, :, :, :13] = False  # the PSF is seven pixels wide: no datum looks at the first ten columns
+    _, data = points(40, Gaussian(torch.full((1,), 0.3), good))
+    found = PositiveFit().fit(data)[..., :9].flatten(1)
+    assert bool((found > 0).all()) and float((found / found[:, :1] - 1).abs().max()) < 1e-6
+    first = torch.arange(2).reshape(1, 2, 1, 1).expand(1, 2, 8, 8) == 0
+    lacking = Observation(torch.full((1, 2, 8, 8), 3.0), Identity((2, 8, 8)), Gaussian(torch.ones(1), first))
+    assert float(PositiveFit().fit(lacking)[:, 1].amin()) > 1
 
 
 def test_a_positive_fit_sees_no_bad_pixel_and_wants_gaussian_noise() -> None:
