@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from diffinv.training.sources import Source
 
 SAMPLE, _CHUNK, _PIXELS, _ROWS = 256, 32, 4096, 8192
 _BRIGHT = 0.99
+_NOISE, _UNSEEN = 0x2015, 1e-5  # seed; of the best-known pixel's weight
 
 
 def evenly(length: int, count: int) -> Tensor:
@@ -55,7 +57,7 @@ def fingerprint(source: Source) -> str:
 
 
 def image_scale(source: Source) -> float:
-    """Median over rows of the rms of the back-projected image: what a network may take for 1, in the image's unit.
+    """Median over rows of the rms of the back-projected image, noise and gaps included, as a reconstructor gets to see it.
 
     Raises: DiffinvError if it is not positive.
     """
@@ -64,6 +66,34 @@ def image_scale(source: Source) -> float:
     if not 0 < scale < float("inf"):
         raise DiffinvError(f"data.scale: the images' rms is {scale:.4g}; look at the data, or give the scale as a number.")
     return scale
+
+
+def prior_scale(source: Source) -> float:
+    """Median over rows of the rms of the image itself, which a prior is to take for 1, in the image's unit.
+
+    The mean square of the back-projection less that of the back-projected noise, over the pixels that a good datum looks at:
+    noise and gaps do not count, for a sampler brings every object to an rms of 1 without them. A blur's loss of power stays in,
+    and noise of unknown level, which is that of images that are taken as they are.
+    Raises: DiffinvError if noise is all that is seen.
+    """
+    found, start = [], 0
+    for batch in _batches(source):
+        data, rows = batch.observation, Rng.for_draws(_NOISE, range(start, start + len(batch.observation.y)), 1)
+        good = good_data(data)
+        y, power = data.y.where(good, 0.0), _rough(data).square()
+        if not isinstance(data.noise, UnknownLevel):
+            power = power - _rough(replace(data, y=(data.noise.sample(y, rows) - y).where(good, 0.0))).square()
+        reached = data.operator.adjoint(good.to(y))
+        known = (reached.abs() > _UNSEEN * reached.abs().flatten(1).amax(1)[:, None, None, None]).double()
+        found.append((power * known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1))
+        start += len(y)
+    square = float(torch.cat(found).median())
+    if not 0 < square < float("inf"):
+        raise DiffinvError(
+            f"data.scale: the images' mean square less that of their noise is {square:.4g}, there is next to nothing but noise "
+            "in them; give the rms of the images themselves as a number."
+        )
+    return square**0.5
 
 
 def brightness(source: Source) -> float:

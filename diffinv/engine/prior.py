@@ -23,7 +23,7 @@ from diffinv.core.rng import Rng
 from diffinv.data.atomic import write_atomically
 from diffinv.data.locks import only_one_in
 from diffinv.engine.learn import is_main_process
-from diffinv.engine.levels import evenly, fingerprint, image_scale, take
+from diffinv.engine.levels import evenly, fingerprint, prior_scale, take
 from diffinv.engine.run import differences
 from diffinv.losses.ambient import AmbientSure, BelowNoise
 from diffinv.losses.base import CleanBatch, Loss
@@ -184,7 +184,7 @@ class ByExpectation(Learning):
 class PriorJob:
     """All of a training, in the unit of the data.
 
-    Arguments: source: measurements. held_out: share. scale: in the image's unit, or None for `image_scale`. more: clean images
+    Arguments: source: measurements. held_out: share. scale: in the image's unit, or None for `prior_scale`. more: clean images
     beside them, and how often each counts. card: with name and size to be filled in. schedule: of levels, in units of the
     scale. learning, plan. identity: the configuration. facts: what was found on the way.
     """
@@ -218,7 +218,7 @@ def _learn_prior(job: PriorJob, out: Path, *, resume: bool, say: Callable[[str],
     tell = say if main else lambda line: None
     shape = tuple(take(job.source, torch.tensor([0])).observation.image_shape)
     card = _fitted(job.card, shape, out.name)
-    scale = image_scale(job.source) if job.scale is None else job.scale
+    scale = prior_scale(job.source) if job.scale is None else job.scale
     record = {"configuration": job.identity, "found": {**job.facts, "scale": scale, "sha256": fingerprint(job.source)}}
     if main:
         _claim(out, record, resume)

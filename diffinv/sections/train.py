@@ -23,7 +23,7 @@ class DataSection(Section):
     baselines in wavelengths. Of FITS files, y, x and second are extension names, and the others are where `diffinv sample`
     looks for them too; visibilities are not read from FITS. held_out: the
     share kept for validation, 0 for none. scale: what the network takes for 1, in the image's unit; auto: the median over
-    images of their rms, back-projected.
+    images of their rms, back-projected; of a prior without the noise, over the pixels that data see.
     """
 
     path: Path | None = None

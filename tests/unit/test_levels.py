@@ -10,13 +10,23 @@ from torch import Tensor
 
 from diffinv.core.checks import DiffinvError, InputError, UnsupportedError
 from diffinv.core.rng import Rng
-from diffinv.engine.levels import brightness, evenly, fingerprint, image_scale, noise_std, sampling_weight, take, white_twin
+from diffinv.engine.levels import (
+    brightness,
+    evenly,
+    fingerprint,
+    image_scale,
+    noise_std,
+    prior_scale,
+    sampling_weight,
+    take,
+    white_twin,
+)
 from diffinv.likelihood import Observation
 from diffinv.losses.base import MeasuredBatch
 from diffinv.noise.gaussian import Gaussian
 from diffinv.noise.poisson import Poisson
 from diffinv.noise.unknown import UnknownLevel
-from diffinv.operators.algebra import Identity
+from diffinv.operators.algebra import Diagonal, Identity
 from diffinv.operators.fourier import MaskedFourier
 from diffinv.operators.sampling import SumPool
 from diffinv.training.sources import CleanImages, Measured, Source
@@ -50,6 +60,25 @@ def test_the_scale_is_of_the_image_and_not_of_the_data() -> None:
     operator = SumPool((1, 32, 32), 2)
     flat = Observation(torch.full((4, 1, 16, 16), 8.0), operator, Gaussian(torch.ones(1)))
     assert image_scale(Measured(MeasuredBatch(flat))) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("std", [0.05, 1.0, 4.0])
+def test_the_scale_of_a_prior_is_without_the_noise(std: float) -> None:
+    """A sampler brings an image, not its data, to the rms that the prior knows."""
+    x, data = 3 * white(200), Gaussian(torch.full((1,), std))
+    y = x + std * white(200, stream=1)
+    found = Measured(MeasuredBatch(Observation(y, Identity((1, 32, 32)), data)))
+    assert prior_scale(found) == pytest.approx(3, rel=0.03)
+    with pytest.raises(DiffinvError, match="next to nothing but noise"):
+        prior_scale(source(torch.zeros(40, 1, 8, 8)))
+
+
+def test_the_scale_of_a_prior_is_over_the_pixels_that_are_seen() -> None:
+    y, good = 3 * white(200), Rng.for_draws(2, range(200), 1).uniform(torch.zeros(200, 1, 32, 32)) < 0.25
+    masked = Observation(y.where(good, torch.nan), Identity((1, 32, 32)), Gaussian(torch.full((1,), 0.1), good))
+    assert prior_scale(Measured(MeasuredBatch(masked))) == pytest.approx(3, rel=0.03)
+    mask = Observation(y * good, Diagonal(good.float()), Gaussian(torch.full((1,), 0.1)))
+    assert prior_scale(Measured(MeasuredBatch(mask))) == pytest.approx(3, rel=0.03)
 
 
 def test_brightness_is_a_high_percentile_whatever_the_size() -> None:
