@@ -12,11 +12,11 @@ from diffinv.core.checks import ConfigError, InputError
 from diffinv.data.atomic import write_atomically
 from diffinv.data.catalog import find_objects
 from diffinv.data.fits import Plane, read_fits
+from diffinv.data.found import find_products
 from diffinv.data.products import Product
 from diffinv.engine.calibration import Calibration, fit, regime_of
 from diffinv.engine.evaluation import Evaluation, Truths, evaluate
 from diffinv.engine.objects import find_truth
-from diffinv.engine.survey import find_products
 from diffinv.sections.calibrate import CalibrateConfig
 
 FEWEST_DRAWS = 19

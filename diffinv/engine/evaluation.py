@@ -24,12 +24,12 @@ from diffinv.core.checks import InputError
 from diffinv.core.rng import Rng
 from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import encode_ecsv
+from diffinv.data.found import find_products
 from diffinv.data.packs import Place
 from diffinv.data.products import Product
 from diffinv.engine import judge
 from diffinv.engine.calibration import MEASURED
 from diffinv.engine.evaluate import Case, Row, by_bin, cases_of
-from diffinv.engine.survey import find_products
 from diffinv.uncertainty.finding import Finding
 from diffinv.uncertainty.nulls import chance, exchange_test
 from diffinv.uncertainty.ranks import UniformRanks, rank_findings

@@ -12,7 +12,6 @@ Invariant: nothing here says that an object is done. Products say so; a manifest
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import socket
@@ -201,8 +200,3 @@ def check_folder(out: Path, name: str) -> Path:
     if not folder.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"{folder}: a symbolic link leads out of {out}; remove it.")
     return folder
-
-
-def record_hash(record: Event) -> str:
-    """The hash that names a run, of what its `run.json` holds."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

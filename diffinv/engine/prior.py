@@ -219,7 +219,9 @@ def _learn_prior(job: PriorJob, out: Path, *, resume: bool, say: Callable[[str],
     shape = tuple(take(job.source, torch.tensor([0])).observation.image_shape)
     card = _fitted(job.card, shape, out.name)
     scale = prior_scale(job.source) if job.scale is None else job.scale
-    record = {"configuration": job.identity, "found": {**job.facts, "scale": scale, "sha256": fingerprint(job.source)}}
+    found = {**job.facts, "scale": scale, "sha256": fingerprint(job.source)}
+    found |= {"sha256 of more": fingerprint(job.more[0])} if job.more is not None else {}
+    record = {"configuration": job.identity, "found": found}
     if main:
         _claim(out, record, resume)
     train, held = split(job.source, job.held_out) if job.held_out else (job.source, None)

@@ -23,6 +23,7 @@ from diffinv import __version__
 from diffinv.core.checks import ConfigError, DiffinvError, InputError
 from diffinv.data.atomic import remove_parts, write_atomically
 from diffinv.data.catalog import Entry
+from diffinv.data.found import record_hash
 from diffinv.data.inputs import file_digest, input_digest
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import SkyObservation, observe
@@ -31,7 +32,7 @@ from diffinv.data.products import product_path, read_product, safe_id, write_pro
 from diffinv.engine.calibration import Calibration, regime_of
 from diffinv.engine.channels import Channel, build_channels, split_channel
 from diffinv.engine.draws import Method
-from diffinv.engine.manifest import FOLDER, QUARANTINE, check_folder, record_hash
+from diffinv.engine.manifest import FOLDER, QUARANTINE, check_folder
 from diffinv.engine.names import object_seed
 from diffinv.engine.objects import Answer, answer_channels, build_product, check_target, make_provenance, rows_of
 from diffinv.priors.store import Prior

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,25 +20,9 @@ import numpy as np
 from diffinv.core.checks import InputError
 from diffinv.data.atomic import write_atomically
 from diffinv.data.fits import encode_ecsv
-from diffinv.data.headers import Header, read_columns
-from diffinv.data.packs import Place, find_places
-from diffinv.data.products import Quality
-from diffinv.engine.manifest import QUARANTINE, Event, Journal, read_journals, record_hash
-
-
-@dataclass(frozen=True)
-class Found:
-    """A whole product of the present configuration."""
-
-    object_id: str
-    place: Place
-    headers: Sequence[Header]
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether the answer as a whole is in doubt: its χ² is too large, or a value is not finite."""
-        bits = str(self.headers[0].cards.get("FLAGS", "")).split(",")
-        return Quality.CHI2_BAD.name in bits or Quality.NODATA.name in bits
+from diffinv.data.found import Found, find_products
+from diffinv.data.headers import read_columns
+from diffinv.engine.manifest import QUARANTINE, Event, Journal, read_journals
 
 
 @dataclass(frozen=True)
@@ -124,32 +108,6 @@ def _quarantined(out: Path) -> set[str]:
         except (OSError, ValueError, KeyError, TypeError):
             names.add(unquote(path.stem))
     return names
-
-
-def find_products(out: Path, damaged: list[str]) -> Iterator[Found]:
-    """The products of the configuration of `run.json`, oldest first; what is no whole product becomes a line of `damaged`."""
-    config = _config_hash(out)
-    for place in find_places(out, damaged):
-        try:
-            headers = place.headers()
-            missing = {"SCI", "ERR", "DQ"} - {header.name for header in headers}
-            if missing:
-                raise InputError(f"{place}: not a diffinv product ({', '.join(sorted(missing))} missing).")
-            cards = headers[0].cards
-            if config in (None, cards["CFGHASH"]):
-                yield Found(unquote(str(cards["OBJID"]), errors="surrogatepass"), place, headers)
-        except InputError as error:
-            damaged.append(str(error))
-        except KeyError as error:
-            damaged.append(f"{place}: not a diffinv product ({error} is missing).")
-
-
-def _config_hash(out: Path) -> str | None:
-    """Of the run that `run.json` describes; None if there is none."""
-    try:
-        return record_hash(json.loads((out / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
 
 
 def merge(out: Path) -> tuple[list[Path], list[str]]:

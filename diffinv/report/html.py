@@ -16,8 +16,8 @@ import numpy as np
 
 from diffinv.core.checks import DiffinvError, InputError
 from diffinv.data.atomic import write_atomically
+from diffinv.data.found import find_products
 from diffinv.data.null_space import error_maps
-from diffinv.data.packs import find_places
 from diffinv.data.products import Exposure, Product, Quality
 from diffinv.report.charts import CSS as CHARTS
 from diffinv.report.figures import BRIGHTNESS, SIGNED, SPREAD, Linear, Scale, colour_bar, png, shared_stretch, spread_scale
@@ -42,7 +42,8 @@ def write_report(directory: Path) -> Path:
     """
     directory = Path(directory)
     unread: list[str] = []
-    places = sorted(find_places(directory, unread), key=lambda place: place.name)
+    latest = {found.object_id: found.place for found in find_products(directory, unread)}
+    places = sorted(latest.values(), key=lambda place: place.name)
     broken = _quarantined(directory) + [(Path(line.partition(":")[0]).name, line) for line in unread]
     if not places and not broken:
         raise InputError(f"{directory}: no products in it; run `diffinv sample` with this --out first.")

@@ -135,6 +135,7 @@ def test_another_configuration_in_the_same_place_is_refused_with_the_difference(
     assert "weights_sha256" in capsys.readouterr().err
     assert sample(source, out, prior, "--seed", "7", "--new-run") == 0
     assert len(list((out / "products").glob("*/*.fits"))) == 2
+    assert "1 objects" in (out / "report.html").read_text()  # that of the run that there is
 
 
 def test_the_device_is_not_part_of_the_run(tmp_path: Path, prior: Path) -> None:

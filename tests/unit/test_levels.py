@@ -125,6 +125,10 @@ def test_data_are_known_again_by_their_values() -> None:
     assert fingerprint(source(y)) == fingerprint(source(y.clone()))
     y[3, 0, 0, 0] += 1e-3
     assert fingerprint(source(y)) != fingerprint(source(white(8)))
+    noisier = Measured(MeasuredBatch(Observation(y, Identity((1, 32, 32)), Gaussian(2 * torch.ones(1)))))
+    masked = source(y, mask=torch.ones_like(y).bool())
+    longer = source(torch.cat([y, y]))
+    assert len({fingerprint(each) for each in (source(y), noisier, masked, longer, CleanImages(y, lambda x, rng: x))}) == 5
 
 
 def test_clean_images_are_no_measurements() -> None:
