@@ -173,14 +173,15 @@ def _fourier(laps: int):
 
 
 def _even(batch: MeasuredBatch) -> Observation:
-    """With one noise level a row and channel in place of one a pixel, its rms over good data, and 0 for bad ones: what a start
-    can do with a spectrum; the E-steps have the noise as it is."""
+    """With one noise level a row and channel in place of one a pixel, its rms over good data, and 0 for bad ones among good:
+    what a start can do with a spectrum; the E-steps have the noise as it is. A channel that is bad altogether stays masked."""
     data, good = batch.data, batch.good
     if not isinstance(data.noise, Gaussian):
         return data
     variance = data.noise.variance(torch.zeros_like(data.y)).where(good, 0.0)
     level = variance.flatten(2).sum(2) / good.flatten(2).sum(2).clamp_min(1)
-    return replace(data, noise=Gaussian(level.sqrt().clamp_min(torch.finfo(level.dtype).tiny)))
+    seen = good.flatten(2).any(2)[..., None, None].expand(good.shape)
+    return replace(data, noise=Gaussian(level.sqrt().clamp_min(torch.finfo(level.dtype).tiny), None if seen.all() else seen))
 
 
 def _low_rank(rank: int, laps: int):

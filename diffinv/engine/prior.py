@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffinv.core.batched import Batched
-from diffinv.core.checks import ConfigError, InputError
+from diffinv.core.checks import ConfigError, DiffinvError, InputError
 from diffinv.core.rng import Rng
 from diffinv.data.atomic import write_atomically
 from diffinv.data.locks import only_one_in
@@ -46,6 +46,7 @@ from diffinv.training.sources import Certain, Mixture, Source, split
 
 RESULT, RECORD = "prior.safetensors", "run.json"
 _SOME = 2048  # rows of which small things are made: the Gaussian start, the map of variances
+_ROWS = 256  # read together
 _ELEMENTS = 0x1DE
 
 
@@ -66,9 +67,8 @@ class Images(Source):
         found = self.source.batch(index, rng)
         bad = ~found.good.flatten(1).all(1)
         if bool(bad.any()):
-            raise InputError(
-                f"data: row {int(index[bad.cpu()][0])} has bad pixels, and clean images have none; mend them, or learn by em."
-            )
+            row = self.source.number(int(index[bad.cpu()][0]))
+            raise InputError(f"data: row {row} has bad pixels, and clean images have none; mend them, or learn by em.")
         return CleanBatch(self.views(found.data.y, rng))
 
 
@@ -109,6 +109,8 @@ class FromClean(Learning):
         views = AsTheyAre() if self.views is None else GroupViews(self.views)
         source = Images(setting.source, views)
         held = None if setting.held_out is None else Images(setting.held_out, AsTheyAre())
+        for part in (Images(setting.source, AsTheyAre()), held):
+            _look_at_all(part, lambda batch: None)
         average = Trainer(setting.model, setting.clean, source, setting.plan, setting.folder, held).run(resume=True)
         return average, _some(source).var(0, keepdim=True)
 
@@ -121,6 +123,8 @@ class FromNoisy(Learning):
 
     def train(self, setting: Setting) -> tuple[Denoiser, Tensor]:
         loss, source = self.loss(setting.schedule, setting.sigma_data), _mixed(setting)
+        for part in (setting.source, setting.held_out):
+            _look_at_all(part, loss.check)
         average = Trainer(setting.model, loss, source, setting.plan, setting.folder, setting.held_out).run(resume=True)
         return average, _less_noise(setting.source)
 
@@ -279,9 +283,32 @@ def _mixed(setting: Setting) -> Source:
     return Mixture((setting.source, Certain(Images(clean, AsTheyAre()))), (1, times))
 
 
+def _look_at_all(source: Source | None, check: Callable[[Batched], None]) -> None:
+    """Read and check every row, for a refusal now rather than when the row is drawn, hours later.
+
+    Raises: as `check`, with the number of the row.
+    """
+    for rows in () if source is None else source.chunks(_ROWS):
+        batch = source.batch(rows, Rng.for_draws(0, rows, 1))
+        try:
+            check(batch)
+        except DiffinvError as error:
+            _name(source, batch, rows, check)
+            raise error
+
+
+def _name(source: Source, batch: Batched, rows: Tensor, check: Callable[[Batched], None]) -> None:
+    """Raise what `check` finds in the first row that it refuses."""
+    for k, row in enumerate(rows):
+        try:
+            check(batch.select(slice(k, k + 1)))
+        except DiffinvError as error:
+            raise type(error)(f"data: row {source.number(int(row))}: {error}") from error
+
+
 def _some(source: Source) -> Tensor:
     rows = evenly(len(source), _SOME)
-    return torch.cat([source.batch(part, Rng.for_draws(0, part, 1)).x for part in rows.split(256)])
+    return torch.cat([source.batch(part, Rng.for_draws(0, part, 1)).x for part in rows.split(_ROWS)])
 
 
 def _less_noise(source: Source) -> Tensor:

@@ -23,6 +23,7 @@ from diffinv.operators.algebra import Compose, Identity, Scaled
 from diffinv.operators.base import Operator
 from diffinv.operators.convolution import Convolution, PeriodicConvolution
 from diffinv.operators.fourier import MaskedFourier
+from diffinv.reconstructors.observed import clean_data
 
 
 @singledispatch
@@ -78,9 +79,10 @@ def _on_torus(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 @singledispatch
 def noise_spectrum(noise: Noise, shape: tuple[int, ...]) -> Tensor:
-    """Variance a coefficient of the orthonormal fft2 of data (C, H, W): (1|B, 1|C, 1|H, 1|W), float64.
+    """Variance a coefficient of the orthonormal fft2 of data (C, H, W): (1|B, 1|C, 1|H, 1|W), float64; ∞ for a channel of a row
+    that is masked altogether.
 
-    Raises: UnsupportedError for noise that is not stationary Gaussian without masks.
+    Raises: UnsupportedError for noise that is not stationary Gaussian, and for masks of some of a channel's pixels.
     """
     raise UnsupportedError(f"spectrum: {type(noise).__name__} is not stationary Gaussian noise; give Gaussian noise.")
 
@@ -88,8 +90,8 @@ def noise_spectrum(noise: Noise, shape: tuple[int, ...]) -> Tensor:
 @noise_spectrum.register
 def _(noise: Gaussian, shape: tuple[int, ...]) -> Tensor:
     std = over(noise.std, torch.empty(1, *shape, dtype=torch.float64))
-    even = bool((std == std[..., :1, :1]).all())
-    if noise.mask is not None or not even:
+    std = std if noise.mask is None else torch.where(noise.mask, std, torch.inf)
+    if not bool((std == std[..., :1, :1]).all()):
         raise UnsupportedError("spectrum: the noise differs between pixels, or some are masked; use low_rank_em.")
     return std[..., :1, :1] ** 2
 
@@ -113,11 +115,12 @@ def coefficients(owner: str, data: Observation) -> tuple[Tensor, Tensor]:
     """
     if isinstance(data.operator, MaskedFourier):
         return _k_space(owner, data)
-    y = torch.fft.fft2(data.y.double(), norm="ortho")
+    flat = noise_spectrum(data.noise, tuple(data.y.shape[1:])).to(data.y.device)
+    y = torch.fft.fft2(clean_data(data).double(), norm="ortho")
     h = transfer_of(data.operator).to(y.device).expand(y.shape)
-    seen = h.abs() > _SEEN * h.abs().amax((-2, -1), keepdim=True)
+    seen = (h.abs() > _SEEN * h.abs().amax((-2, -1), keepdim=True)) & flat.isfinite()
     safe = torch.where(seen, h, torch.ones_like(h))
-    variance = noise_spectrum(data.noise, tuple(data.y.shape[1:])).to(y.device) / safe.abs() ** 2
+    variance = flat / safe.abs() ** 2
     return torch.where(seen, y / safe, torch.zeros_like(y)), torch.where(seen, variance, torch.inf)
 
 

@@ -8,7 +8,8 @@ noise by themselves, and draws those below: the M-step then has both (`beside`).
 as likely as they are brings what no measurement shows (equivariant imaging for a prior); what neither data nor group show
 stays what the start made of it. A lap leaves its draws in chunks and its average in files that are there whole or not at all.
 Invariant: a draw is a function of (seed, lap, number of the measurement) and the prior, whatever the process that makes it, so
-that a lap that was killed, in either step, goes on to the same weights, and so do more processes, up to rounding.
+that a lap that was killed, in either step, goes on to the same weights, and so do more processes with the same number of images
+an update between them, up to rounding.
 
 References: Rozet, Andry, Lanusse & Louppe, *Learning Diffusion Priors from Observations by Expectation Maximization*, 2024,
 arXiv:2405.13712; for A = I: Daras et al. 2024, arXiv:2404.10177; equivariance: Chen, Tachella & Davies 2021, arXiv:2103.14756.
@@ -160,9 +161,11 @@ class ExpectationMaximisation:
     def _claim(self, resume: bool) -> None:
         """Write down what decides the weights, or compare with what was."""
         path = self.folder / "em.json"
-        plan = {k: v for k, v in asdict(self.plan).items() if k not in ("trackers", "save_every", "log_every")}
+        free = ("trackers", "save_every", "log_every", "batch_size")  # the last counts with the number of processes
+        plan = {k: v for k, v in asdict(self.plan).items() if k not in free}
         known = {"rows": len(self.source), "held_out": len(self.held_out), "chunk": self.em.chunk, "replay": self.em.replay}
         known |= {"expect": [repr(step) for step in self.expect], "loss": repr(self.loss), "views": repr(self.views)}
+        known |= {"images an update": self.plan.batch_size * processes().num_processes}
         known |= {"beside": True} if self.beside else {}
         known |= {"surveys": list(map(len, self.source.parts))} if isinstance(self.source, Surveys) else {}
         record = json.loads(json.dumps({**known, "plan": {k: str(v) for k, v in plan.items()}}))
@@ -205,7 +208,7 @@ class ExpectationMaximisation:
             data = source.batch(rows, rng).observation
             x = self._step(lap).draw(prior, data, rng.spawn(1)).float()
             if not bool(x.isfinite().all()):
-                bad = int(rows[(~x.isfinite()).flatten(1).any(1).cpu()][0])
+                bad = source.number(int(rows[(~x.isfinite()).flatten(1).any(1).cpu()][0]))
                 raise DiffinvError(
                     f"E-step: the draw of row {bad} in lap {lap} is not finite; look at its data, or at the start."
                 )

@@ -27,7 +27,7 @@ from diffinv.likelihood import Observation
 from diffinv.noise.gaussian import Gaussian
 from diffinv.priors.analytic import LOG_2PI, FourierGaussianPrior, LowRankGaussianPrior
 from diffinv.priors.base import Denoiser
-from diffinv.reconstructors.observed import require_diagonal
+from diffinv.reconstructors.observed import clean_data, require_diagonal
 from diffinv.reconstructors.spectra import noise_spectrum, transfer_of
 
 _SOME, _EVALUATIONS = 256, 60  # of the start: rows, evaluations of their likelihood
@@ -44,58 +44,76 @@ class GaussianFit:
 
 @dataclass(frozen=True)
 class _Frequencies:
-    """Coefficients ŷ, transfers h and variances v of data: (B, C, H, W) or broadcastable to it."""
+    """Coefficients ŷ, transfers h and variances v of data: (B, C, H, W) or broadcastable to it. seen: (B, C, 1, 1), of which
+    channels of which rows there are data; v is ∞ of the others."""
 
     y: Tensor
     h: Tensor
     v: Tensor
+    seen: Tensor
 
     @classmethod
     def of(cls, data: Observation) -> _Frequencies:
-        y = torch.fft.fft2(data.y.double(), norm="ortho")
-        return cls(y, transfer_of(data.operator).to(y.device), noise_spectrum(data.noise, tuple(data.y.shape[1:])).to(y.device))
+        y = torch.fft.fft2(clean_data(data).double(), norm="ortho")
+        h = transfer_of(data.operator).to(y.device)
+        v = noise_spectrum(data.noise, tuple(data.y.shape[1:])).to(y.device)
+        return cls(y, h, v, v[..., :1, :1].isfinite().expand(*y.shape[:2], 1, 1))
 
     def every(self, step: int) -> _Frequencies:
         """Each `step`-th row."""
-        return _Frequencies(self.y[::step], *(v if len(v) == 1 else v[::step] for v in (self.h, self.v)))
+        h, v = (t if len(t) == 1 else t[::step] for t in (self.h, self.v))
+        return _Frequencies(self.y[::step], h, v, self.seen[::step])
 
     def log_likelihood(self, mean: Tensor | float, spectrum: Tensor) -> Tensor:
+        """Of each channel: (C,)."""
         variance = self.h.abs() ** 2 * spectrum + self.v
         power = (self.y - self.h * mean).abs() ** 2
-        return -(power / variance + variance.log() + LOG_2PI).expand(self.y.shape).sum() / 2
+        terms = (power / variance + variance.log() + LOG_2PI).expand(self.y.shape)
+        return -terms.where(self.seen, 0.0).sum((0, 2, 3)) / 2
 
     def posterior(self, mean: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        """m̂ (B, C, H, W) complex, and C real."""
+        """m̂ (B, C, H, W) complex, and C real; both 0 where nothing is seen."""
         variance = self.h.abs() ** 2 * spectrum + self.v
         centre = mean + spectrum * self.h.conj() / variance * (self.y - self.h * mean)
-        return centre, (spectrum * self.v / variance).expand(self.y.shape)
+        return centre.where(self.seen, 0.0), (spectrum * self.v / variance).expand(self.y.shape).where(self.seen, 0.0)
 
 
 def fourier_em(data: Sequence[Observation], *, laps: int, mean_image: bool) -> GaussianFit:
     """A stationary Gaussian prior of images seen through convolutions and stationary noise.
 
+    A channel learns from the rows that show it: one that is masked altogether in a row is a datum less, not a black image.
+
     Arguments: data: observations of images of one shape, each with its own blurs and noise. laps: EM iterations; where
     |h|² S ≪ v they converge slowly, so that faint frequencies keep a part of their start. mean_image: whether the mean is an
     image (objects in the centre of their stamps) or one number a channel (anything anywhere).
     Returns: the fit; it starts from the likeliest power law, see `_power_law`.
-    Raises: UnsupportedError for other operators and noise, DiffinvError for images of different shapes.
+    Raises: UnsupportedError for other operators and noise, DiffinvError for images of different shapes, and for a channel that
+    no row shows.
     """
     _one_shape([tuple(d.operator.in_shape) for d in data])
     parts = [_Frequencies.of(d) for d in data]
-    count = sum(p.y.shape[0] for p in parts)
+    count = _rows_a_channel(parts)
+    if not bool(count.all()):
+        raise DiffinvError(f"Gaussian EM: no row shows channel {int((count == 0).flatten().nonzero()[0])}; leave it out.")
     mean = torch.zeros_like(parts[0].y[:1])
     spectrum = _power_law(parts)
-    found = [float(sum(p.log_likelihood(mean, spectrum) for p in parts))]
+    found = [float(sum(p.log_likelihood(mean, spectrum) for p in parts).sum())]
     for _ in range(laps):
         beliefs = [p.posterior(mean, spectrum) for p in parts]
         mean = sum(centre.sum(0, keepdim=True) for centre, _ in beliefs) / count
         if not mean_image:
             mean = _constant(mean)
-        spectrum = sum(((c - mean).abs() ** 2 + v).sum(0, keepdim=True) for c, v in beliefs) / count
+        pairs = zip(parts, beliefs, strict=True)
+        spectrum = sum((((c - mean).abs() ** 2).where(p.seen, 0.0) + v).sum(0, keepdim=True) for p, (c, v) in pairs) / count
         spectrum = (spectrum + spectrum.flip(-2, -1).roll((1, 1), (-2, -1))) / 2  # even but for rounding
-        found.append(float(sum(p.log_likelihood(mean, spectrum) for p in parts)))
+        found.append(float(sum(p.log_likelihood(mean, spectrum) for p in parts).sum()))
     image = torch.fft.ifft2(mean, norm="ortho").real
     return GaussianFit(FourierGaussianPrior(image, spectrum).float(), tuple(found))
+
+
+def _rows_a_channel(parts: Sequence[_Frequencies]) -> Tensor:
+    """Of which there are data: (1, C, 1, 1)."""
+    return sum(p.seen.sum(0, keepdim=True) for p in parts)
 
 
 def _power_law(parts: Sequence[_Frequencies]) -> Tensor:
@@ -105,12 +123,13 @@ def _power_law(parts: Sequence[_Frequencies]) -> Tensor:
     """
     step = max(1, sum(len(p.y) for p in parts) // _SOME)
     some = [p.every(step) for p in parts]
+    some = some if bool(_rows_a_channel(some).all()) else parts
     rows, columns = parts[0].y.shape[2:]
-    count = sum(p.y.numel() for p in some)
+    count = _rows_a_channel(some).flatten() * rows * columns
     frequency = lambda n: torch.fft.fftfreq(n, dtype=torch.float64, device=parts[0].y.device)
     squares = frequency(rows)[:, None] ** 2 + frequency(columns) ** 2
     power = sum((p.y.abs() ** 2).sum((0, 2, 3)) for p in some)
-    gain = sum((p.h.abs() ** 2).expand(p.y.shape).sum((0, 2, 3)) for p in some)
+    gain = sum((p.h.abs() ** 2).expand(p.y.shape).where(p.seen, 0.0).sum((0, 2, 3)) for p in some)
     height = (power / gain.clamp_min(_LEAST)).clamp_min(_LEAST).log()
     first = torch.stack([height, torch.zeros_like(height), torch.zeros_like(height)])
     theta = first.clone().requires_grad_(True)
@@ -122,7 +141,7 @@ def _power_law(parts: Sequence[_Frequencies]) -> Tensor:
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = -sum(p.log_likelihood(0.0, spectrum(theta)) for p in some) / count
+        loss = -(sum(p.log_likelihood(0.0, spectrum(theta)) for p in some) / count).sum()
         loss.backward()
         return loss
 

@@ -246,7 +246,7 @@ class Trainer:
         mean, error = summary(values)
         row = {"step": step, "validation": mean, "error": error}
         if self._chooses:
-            session.watch.observe(step, mean, error, session.ema.model)
+            session.watch.observe(step, values, session.ema.model)
             row["best"] = session.watch.best_step
         self._write(session, row)
 

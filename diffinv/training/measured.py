@@ -264,6 +264,12 @@ class Rescaled(Source):
     def __len__(self) -> int:
         return len(self.source)
 
+    def chunks(self, size: int) -> tuple[Tensor, ...]:
+        return self.source.chunks(size)
+
+    def number(self, row: int) -> int:
+        return self.source.number(row)
+
     def batch(self, index: Tensor, rng: Rng) -> MeasuredBatch:
         batch = self.source.batch(index, rng)
         scale = torch.tensor([self.scale], dtype=torch.float64, device=rng.keys.device)

@@ -44,6 +44,10 @@ class Source(abc.ABC):
         """All rows once, in batches of at most `size` that can be had together."""
         return torch.arange(len(self)).split(size)
 
+    def number(self, row: int) -> int:
+        """What the user calls a row: its number in the data of which these are some."""
+        return row
+
 
 @dataclass(frozen=True, eq=False)
 class CleanImages(Source):
@@ -248,6 +252,9 @@ class Subset(Source):
 
     def batch(self, index: Tensor, rng: Rng) -> Batched:
         return self.source.batch(self.rows[index], rng)
+
+    def number(self, row: int) -> int:
+        return self.source.number(int(self.rows[row]))
 
     def chunks(self, size: int) -> tuple[Tensor, ...]:
         parts = (torch.isin(self.rows, part).nonzero()[:, 0] for part in self.source.chunks(len(self.source)))

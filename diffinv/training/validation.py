@@ -35,9 +35,8 @@ def evaluate(
         values = loss(model, source.batch(index, rng), rng).detach().to(found.dtype)
         if not bool(values.isfinite().all()):
             bad = int((~values.isfinite()).nonzero()[0])
-            raise DiffinvError(
-                f"validation: the loss of held-out row {int(index[bad])} is {values[bad].item()}; look at its data."
-            )
+            row = source.number(int(index[bad]))
+            raise DiffinvError(f"validation: the loss of held-out row {row} is {values[bad].item()}; look at its data.")
         found[index.to(device)] = values
     return found
 
@@ -50,8 +49,9 @@ def summary(values: Tensor) -> tuple[float, float]:
 class EarlyStopping:
     """Keeps the average with the lowest mean loss, and says stop when progress is lost in the noise.
 
-    A look makes progress if its mean lies more than its standard error below the mean of the last look that made progress, so
-    that slow progress adds up.
+    A look makes progress if the mean of its losses lies below that of the last look that made progress by more than the standard
+    error of the difference, row by row: with the same random numbers, most of their scatter is common to both looks and drops
+    out. Slow progress adds up.
 
     Arguments: patience: looks in a row without progress after which it says stop.
     """
@@ -59,7 +59,8 @@ class EarlyStopping:
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.best_step: int | None = None
-        self.best_mean = self.reference = math.inf
+        self.best_mean = math.inf
+        self.reference: Tensor | None = None
         self.stale = 0
         self.weights: dict[str, Tensor] = {}
 
@@ -67,23 +68,26 @@ class EarlyStopping:
     def stopped(self) -> bool:
         return self.stale >= self.patience
 
-    def observe(self, step: int, mean: float, error: float, model: nn.Module) -> None:
-        """One look at `model`, whose weights are copied if it is the best so far."""
-        progress = mean < self.reference - error
+    def observe(self, step: int, values: Tensor, model: nn.Module) -> None:
+        """One look at `model`, whose weights are copied if it is the best so far; values: the loss of each row (N,), N ≥ 2."""
+        mean, progress = values.mean().item(), True
+        if self.reference is not None:
+            gain, error = summary(self.reference.to(values) - values)
+            progress = gain > error
         self.stale = 0 if progress else self.stale + 1
         if progress:
-            self.reference = mean
+            self.reference = values.detach().clone()
         if mean < self.best_mean:
             self.best_step, self.best_mean = step, mean
             self.weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
 
     def state_dict(self) -> dict:
         """Everything a resumed watch needs, the best weights included."""
-        numbers = {"step": self.best_step, "mean": self.best_mean, "reference": self.reference, "stale": self.stale}
-        return {"numbers": numbers, "weights": self.weights}
+        numbers = {"step": self.best_step, "mean": self.best_mean, "stale": self.stale}
+        return {"numbers": numbers, "reference": self.reference, "weights": self.weights}
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`."""
         numbers = state["numbers"]
-        self.best_step, self.best_mean = numbers["step"], numbers["mean"]
-        self.reference, self.stale, self.weights = numbers["reference"], numbers["stale"], state["weights"]
+        self.best_step, self.best_mean, self.stale = numbers["step"], numbers["mean"], numbers["stale"]
+        self.reference, self.weights = state["reference"], state["weights"]

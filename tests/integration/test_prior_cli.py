@@ -12,9 +12,12 @@ import pytest
 import torch
 import yaml
 
+from diffinv.assembly.prior import build_prior_job
 from diffinv.cli import main
+from diffinv.config import load
 from diffinv.data.fits import Plane, encode_fits
 from diffinv.priors.store import load_prior
+from diffinv.sections.prior import PriorConfig
 from tests.learning import SIZE, arrays, write_fits, write_npz, write_yaml
 from tests.trainings import reset_accelerate
 
@@ -159,6 +162,39 @@ def test_one_gap_in_one_image_makes_em_draw_by_guidance(tmp_path: Path, data: di
     reset_accelerate()
     assert run(tmp_path, config) == 0
     assert "GuidedDraw" in (tmp_path / "out" / "em" / "em.json").read_text()
+
+
+@pytest.mark.parametrize(("kind", "words"), [("gsure", "some data are masked"), ("clean", "bad pixels")])
+def test_a_row_that_a_loss_cannot_use_is_named_before_the_first_step(
+    kind: str, words: str, tmp_path: Path, data: dict[str, Path], capsys
+) -> None:
+    """Row 13 of the file, whichever part it falls to, with two rows left out before it; no batch of four rows shows it."""
+    y = arrays()["y"][:24].copy()
+    y[[3, 7]], y[13, 3, 3] = np.nan, np.nan
+    path = write_npz(tmp_path / "gap.npz", {"y": y})
+    config = tiny("noisy" if kind == "gsure" else "clean", data | {"noisy": path, "clean": path})
+    config["training"]["steps"] = 1
+    if kind == "gsure":
+        config |= {"noise": {"kind": "gaussian", "std": 0.3}, "learning": {"kind": "gsure"}}
+    else:
+        config["prior"]["bands"] = ["grey"]
+    assert run(tmp_path, config) == 2
+    said = capsys.readouterr().err
+    assert "row 13" in said and words in said, said
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_band_that_rows_lack_is_no_black_image_to_the_start(tmp_path: Path, data: dict[str, Path]) -> None:
+    """Half of the rows lack the second of two bands: its spectrum is that of the others."""
+    y = np.repeat(arrays()["y"][:24, None], 2, 1)
+    y[::2, 1] = np.nan
+    config = tiny("em", data | {"noisy": write_npz(tmp_path / "bands.npz", {"y": y})}, noise={"kind": "gaussian", "std": 0.1})
+    config["prior"]["bands"] = ["g", "i"]
+    config["data"]["held_out"] = 0.25
+    config["learning"] |= {"start": "fourier", "start_laps": 20, "first_steps": 0}
+    job = build_prior_job(load(PriorConfig, write_yaml(tmp_path / "bands.yaml", config)), tmp_path)
+    power = job.learning.start(job.source).prior.spectrum.sum((0, 2, 3))
+    assert float(power[1] / power[0]) == pytest.approx(1, abs=0.3)
 
 
 def test_a_loss_that_is_not_a_number_stops_at_the_last_good_checkpoint_and_names_the_step(

@@ -121,6 +121,37 @@ def test_frequencies_that_nobody_sees_follow_the_power_law_of_the_others() -> No
     assert float(ratio.min()) > 0.7 and float(ratio.max()) < 1.4
 
 
+def test_a_channel_that_a_row_does_not_show_is_a_datum_less() -> None:
+    """Masked in two rows of three, whatever stands there, it has the spectrum and the mean of the rows that show it."""
+    data = blurred(600)
+    shown = torch.arange(600) % 3 == 0
+    mask = torch.ones(600, *SHAPE, dtype=torch.bool)
+    mask[~shown, 1] = False
+    partly = replace(data, y=data.y.where(mask, torch.nan), noise=replace(data.noise, mask=mask))
+    found = fourier_em([partly], laps=200, mean_image=True)
+    assert rises(found.log_likelihood)
+    whole, some = (fourier_em([d], laps=200, mean_image=True).prior for d in (data, data.select(shown.nonzero()[:, 0])))
+    for channel, expected in ((0, whole), (1, some)):
+        torch.testing.assert_close(found.prior.mean[:, channel], expected.mean[:, channel], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.prior.spectrum[:, channel], expected.spectrum[:, channel], rtol=1e-2, atol=1e-6)
+
+
+def test_a_channel_that_is_rarely_shown_learns_from_its_rows_and_one_that_never_is_is_refused() -> None:
+    """The closed maximum of white noise, of the 12 rows that show it; none of them is among those that the start is made of."""
+    noise = Gaussian(torch.tensor([0.5], dtype=F64))
+    y = noise.sample(stationary(600), Rng.for_draws(3, range(600), 1))
+    mask = torch.zeros(600, *SHAPE, dtype=torch.bool)
+    mask[:, 0] = True
+    with pytest.raises(DiffinvError, match="no row shows channel 1"):
+        fourier_em([Observation(y, Identity(SHAPE), replace(noise, mask=mask))], laps=1, mean_image=True)
+    mask[1::50, 1] = True
+    fit = fourier_em([Observation(y.where(mask, 0.0), Identity(SHAPE), replace(noise, mask=mask))], laps=300, mean_image=True)
+    shown = y[1::50, 1]
+    best = torch.fft.fft2(shown - shown.mean(0), norm="ortho").abs().square().mean(0) - 0.25
+    clear = best > 0.1
+    torch.testing.assert_close(fit.prior.spectrum[0, 1].double()[clear], best[clear], rtol=1e-3, atol=1e-4)
+
+
 def test_the_unit_of_the_data_is_that_of_the_operator() -> None:
     """A gain of 1e-6, and the noise in its unit: the same images."""
     x, gain = stationary(60), 1e-6
