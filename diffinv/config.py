@@ -91,6 +91,12 @@ StampOrPath = Annotated[
     PlainSerializer(lambda value: str(value) if isinstance(value, Path) else value, when_used="json"),
 ]
 PositiveList = Annotated[tuple[Positive, ...], BeforeValidator(_as_list)]
+Paths = Annotated[
+    tuple[Path, ...],
+    Field(min_length=1),
+    BeforeValidator(_as_list),
+    PlainSerializer(lambda paths: str(paths[0]) if len(paths) == 1 else list(map(str, paths)), when_used="json"),
+]
 
 
 class Section(BaseModel):

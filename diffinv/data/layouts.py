@@ -4,8 +4,11 @@
 * anything else: the one image with two or three axes, (y, x) or (band, y, x), in the primary HDU or an extension;
 * with `InputOptions.hdu`: the HDU of that number in the file, or all HDUs of that name.
 Each comes with its companions, matched by EXTVER and of one shape with it: `VAR`, `VARIANCE` or `ERR`, `DQ` and `MASK` (planes
-are the bits named by MP_* cards), `PSF`, `NOISECOR`. Image planes may be cubes. What the file does not say comes from
-`InputOptions`, and what neither says stays None.
+are the bits named by MP_* cards), `WHT`, `PSF`, `NOISECOR`. Image planes may be cubes. What the file does not say comes from
+`InputOptions`, and what neither says stays None. A weight of 0 is no datum; the others may be times or inverse variances, which
+files do not say, and are not used.
+A PSF model (`psf_models`) is taken at the middle of the image: at `InputOptions.psf_position`, or where the image's cards LTV1
+and LTV2 place it in the image that it was cut from, or in the image itself if that is most of what the model knows.
 
 DQ: every non-zero value is bad (`InputOptions.dq_bits` selects bits); JWST flags good pixels too, so that there bit 0
 (DO_NOT_USE) decides. Mask planes: BAD, SAT, NO_DATA, EDGE, CR and UNMASKEDNAN are bad; DETECTED, INTRP, SUSPECT and the like are
@@ -14,6 +17,7 @@ not (`InputOptions.mask_planes` replaces the list).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +26,13 @@ import numpy as np
 
 from diffinv.core.checks import InputError
 from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Value, read_fits
+from diffinv.data.psf_models import PsfModel, models_of
 
 BAD_PLANES = ("BAD", "SAT", "NO_DATA", "EDGE", "CR", "UNMASKEDNAN")
 _SATURATION_BITS = {"HST": 256 | 2048, "JWST": 2}
 _INTEGERS = ("DQ", "MASK")
-_COMPANIONS = ("VAR", "VARIANCE", "ERR", "DQ", "MASK", "PSF", "NOISECOR")
+_COMPANIONS = ("VAR", "VARIANCE", "ERR", "DQ", "MASK", "WHT", "PSF", "NOISECOR")
+_IN_PUPIL = re.compile(r"F\d+[NMW]$")  # of NIRCam and NIRISS: within a broad FILTER, or beside CLEAR
 _NO_FILTER = ("", "CLEAR", "CLEAR1L", "CLEAR2L", "CLEAR1S", "CLEAR2S", "N/A")
 
 
@@ -34,18 +40,21 @@ _NO_FILTER = ("", "CLEAR", "CLEAR1L", "CLEAR2L", "CLEAR1S", "CLEAR2S", "N/A")
 class InputOptions:
     """What a configuration says about input files. None: the file itself must say it (or, for the noise, the sky).
 
-    psf, variance: FITS files with one plane a band. noise_std: σ of a pixel, one number or one a band, in the image's unit.
-    psf_oversample, psf_kind, psf_norm: override OVERSAMP, PSFKIND, PSFNORM. bands: names, in order of the planes.
+    psf: FITS files with a PSF a band, together. variance: one with a plane a band. noise_std: σ of a pixel, one number or one a
+    band, in the image's unit.
+    psf_oversample, psf_kind, psf_norm: override OVERSAMP, PSFKIND, PSFNORM. psf_position: FITS pixel (x, y) of the image of a PSF
+    model at which the object's middle lies. bands: names, in order of the planes.
     mixing: data band → prior band → weight, in flux per frequency, of bands that the prior does not have. unit: BUNIT.
     pixel_scale: arcsec. zeropoint: magnitude of one unit. dq_bits: bits of DQ that mean bad. mask_planes: names of mask planes
     that mean bad. hdu: which HDU holds the image, by number in the file (0: primary, tables count) or by name.
     max_pixels: limit on what is read.
     """
 
-    psf: Path | None = None
+    psf: tuple[Path, ...] | None = None
     psf_oversample: float | None = None
     psf_kind: str | None = None
     psf_norm: float | None = None
+    psf_position: tuple[float, float] | None = None
     variance: Path | None = None
     noise_std: float | tuple[float, ...] | None = None
     bands: tuple[str, ...] | None = None
@@ -115,6 +124,7 @@ def _bands(file: FitsFile, planes: Sequence[Plane], options: InputOptions) -> li
         images, stamps = _images(plane), _images(own["PSF"]) if own["PSF"] else []
         variance = _alike(own["VAR"] or own["VARIANCE"], plane) or [_square(e) for e in _alike(own["ERR"], plane)]
         bad, saturated, notes = _flags(own["DQ"], own["MASK"], plane, header, options)
+        bad, notes = _without_weight(own["WHT"], plane, bad, notes)
         if stamps and len(stamps) != len(images):
             name = f"{plane.name},{plane.extver}"
             raise InputError(f"PSF,{plane.extver} has {len(stamps)} stamps but {name} {len(images)} bands; give one a band.")
@@ -158,6 +168,18 @@ def _flags(
         saturated = [s | ((f & full) != 0) for s, f in zip(saturated or none, flags, strict=True)]
         notes += (f"bad mask planes: {', '.join(chosen)}",)
     return bad, saturated, notes
+
+
+def _without_weight(
+    weight: Plane | None, image: Plane, bad: list[np.ndarray], notes: tuple[str, ...]
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """(bad, notes), with what no exposure saw: a weight that is not > 0."""
+    if weight is None:
+        return bad, notes
+    unseen = [~(w > 0) for w in _alike(weight, image)]
+    count = sum(int(u.sum()) for u in unseen)
+    notes += (f"{count} pixels have no weight in WHT",) if count else ()
+    return [b | u for b, u in zip(bad or unseen, unseen, strict=True)], notes
 
 
 def _mask_bits(header: Cards, options: InputOptions) -> tuple[int, int, list[str]]:
@@ -241,7 +263,7 @@ def _dq_bits(header: Cards, options: InputOptions) -> tuple[int, tuple[str, ...]
 
 
 def _header_band(header: Cards, number: int, count: int) -> str | None:
-    """BAND, BANDn of a cube (from 1, or from 0 where there is a BAND0), or a filter card.
+    """BAND, BANDn of a cube (from 1, or from 0 where there is a BAND0), or a filter card; of JWST's two wheels the narrower.
 
     Raises: InputError if a cube names some of its planes only.
     """
@@ -252,6 +274,8 @@ def _header_band(header: Cards, number: int, count: int) -> str | None:
             raise InputError(f"BAND{missing[0]} is missing: the header names other planes of the cube; name all {count} or none.")
         value = header.get(f"BAND{number + first}")
         return str(value).strip() if value is not None else None
+    if _IN_PUPIL.match(pupil := str(header.get("PUPIL", "")).strip().upper()):
+        return pupil
     for key in ("BAND", "FILTER", "FILTER1", "FILTER2"):
         value = str(header.get(key, "")).strip()
         if value.upper() not in _NO_FILTER:
@@ -297,24 +321,67 @@ def _with_noise(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawB
 
 def _with_psfs(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawBand, ...]:
     if options.psf is not None:
-        planes = _file_images(options.psf, ("PSF",), options)
-        _check_count("PSFs", options.psf, len(planes), len(bands))
-        bands = tuple(replace(b, psf=p, psf_header=h) for b, (p, h) in zip(bands, planes, strict=True))
+        found = [given for path in options.psf for given in _psfs_of(path, options)]
+        _check_count("PSFs", ", ".join(map(str, options.psf)), len(found), len(bands))
+        bands = tuple(_with_psf(band, given, options) for band, given in zip(bands, found, strict=True))
     said: dict[str, Value | None] = {"OVERSAMP": options.psf_oversample, "PSFKIND": options.psf_kind, "PSFNORM": options.psf_norm}
     override = {k: v for k, v in said.items() if v is not None}
     return tuple(replace(b, psf_header={**b.psf_header, **override}) for b in bands)
+
+
+def _psfs_of(path: Path, options: InputOptions) -> Sequence[tuple[np.ndarray, Cards] | PsfModel]:
+    """The PSFs of a file: its models if there are any, else its stamps."""
+    file = read_fits(path, max_pixels=options.max_pixels)
+    try:
+        return models_of(file) or _planes_of(file, ("PSF",))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _with_psf(band: RawBand, given: tuple[np.ndarray, Cards] | PsfModel, options: InputOptions) -> RawBand:
+    if not isinstance(given, PsfModel):
+        return replace(band, psf=given[0], psf_header=given[1])
+    x, y = _place(band, given, options)
+    note = f"PSF model taken at pixel ({x:g}, {y:g})" if given.span is not None else "PSF model that is the same everywhere"
+    return replace(band, psf=given.at(x, y), psf_header={"OVERSAMP": given.oversample}, notes=(*band.notes, note))
+
+
+def _place(band: RawBand, model: PsfModel, options: InputOptions) -> tuple[float, float]:
+    """Where the middle of a band's image lies in the image that a PSF model is of.
+
+    Raises: InputError if nothing says it.
+    """
+    if options.psf_position is not None:
+        return options.psf_position
+    height, width = band.image.shape
+    shift = [band.header.get(key) for key in ("LTV1", "LTV2")]
+    if all(isinstance(s, (int, float)) for s in shift):
+        return (width + 1) / 2 - float(shift[0]), (height + 1) / 2 - float(shift[1])
+    for size, (low, high) in zip((width, height), model.span or ()):
+        if size < (high - low) / 2:
+            raise InputError(
+                f"the PSF model is of an image of {high - low:.0f} pixels, this one has {size}, and nothing says where in it; "
+                "give input.psf_position=[x, y], or LTV1 and LTV2."
+            )
+    return (width + 1) / 2, (height + 1) / 2
 
 
 def _file_images(path: Path, names: tuple[str, ...], options: InputOptions) -> list[tuple[np.ndarray, Cards]]:
     """The images of the planes called one of `names` in a file of its own, else of its first image or cube."""
     file = read_fits(path, max_pixels=options.max_pixels)
     try:
-        planes = [p for name in names for p in file.named(name)] or [_first_image(file)]
-        return [(image, plane.header) for plane in planes for image in _images(plane)]
+        return _planes_of(file, names)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _check_count(what: str, path: Path, given: int, needed: int) -> None:
+def _planes_of(file: FitsFile, names: tuple[str, ...]) -> list[tuple[np.ndarray, Cards]]:
+    planes = [p for name in names for p in file.named(name)] or [_first_image(file)]
+    return [(image, plane.header) for plane in planes for image in _images(plane)]
+
+
+def _check_count(what: str, path: Path | str, given: int, needed: int) -> None:
     if given != needed:
-        raise InputError(f"{path}: {given} {what} for {needed} bands; give one a band, as EXTVER or as a cube.")
+        raise InputError(
+            f"{path}: {given} {what} for {needed} bands; give one a band, as EXTVER, as a cube or as a list of files."
+        )

@@ -1,10 +1,11 @@
 """Squares of survey mosaics, read without reading the mosaics: a small FITS file in memory, made of the bytes inside the square.
 
 A mosaic is a FITS file with one image of two axes and a celestial WCS: the HDU of `input.hdu`, else SCI or IMAGE, else its first
-image. Its companions (`VAR`, `VARIANCE`, `ERR`, `DQ`, `MASK`, of the same shape) are cut with it, a `PSF` comes whole. The
+image. Its companions (`VAR`, `VARIANCE`, `ERR`, `DQ`, `MASK`, `WHT`, of the same shape) are cut with it, a `PSF` comes whole. The
 primary header's cards stand in the image's header if that does not have them, and `MAGZERO` stands for `ZEROPNT`.
 The square's middle is within half a pixel of the position. What lies beyond the mosaic's edge is NaN, which has no weight; in
-integer images it is their BLANK. The WCS is the mosaic's own, its reference pixel moved.
+integer images it is their BLANK. The WCS is the mosaic's own, its reference pixel moved; LTV1 and LTV2 say by how much, so that a
+model of the mosaic's PSF is taken where the object is.
 Checksums are of whole mosaics and are not looked at. Compressed mosaics would have to be unpacked whole for every object, and
 are refused.
 Invariant: a pixel of the square is the mosaic's pixel at the same place on the sky, bit for bit.
@@ -25,7 +26,7 @@ from diffinv.data.grids import SkyGrid
 from diffinv.data.headers import Header, read_headers
 from diffinv.data.layouts import InputOptions
 
-_CUT_TOO, _WHOLE = ("VAR", "VARIANCE", "ERR", "DQ", "MASK"), ("PSF", "NOISECOR")
+_CUT_TOO, _WHOLE = ("VAR", "VARIANCE", "ERR", "DQ", "MASK", "WHT"), ("PSF", "NOISECOR")
 _BLOCK, _CARD = 2880, 80
 _STRUCTURE = (
     "SIMPLE",
@@ -173,6 +174,9 @@ def _hdu(path: Path, header: Header, primary: Header, name: tuple[str, int], squ
         if key in cards:
             structure[key] = float(cards[key]) - start
     known = {**primary.cards, **cards}
+    for key, start in (("LTV1", square.column), ("LTV2", square.row)):
+        before = known.get(key, 0.0)
+        structure[key] = (float(before) if isinstance(before, (int, float)) else 0.0) - start
     if "MAGZERO" in known and "ZEROPNT" not in known:
         structure["ZEROPNT"] = known["MAGZERO"]
     data = pixels.tobytes()

@@ -26,6 +26,9 @@ from diffinv.data.psf import PointSpread, PsfKind, check_psf, check_psf_scale
 
 MOST_BAD = 0.5
 _PLATEAU = 5  # pixels that share the largest value
+_MANY = 0.01  # share of the pixels
+_CLEAR, _SHARE = 5.0, 0.1  # of light at the edge: in its errors, and of the mean of the image
+_COUNTS = ("adu", "dn", "count", "ct", "electron", "e-", "e", "photon", "data number")
 _SAME_MAGNITUDE = 1e-6
 _SOLID_ANGLE = re.compile(  # in lower case: sr, arcsec2, sqdeg, mas^-2, beam, …
     r"(?<![a-z])(?:sq)?(?:[munµμ]?sr|ster\w*|[munµμ]?arc ?sec\w*|asec|arc ?min\w*|mas|deg(?:ree)?s?|beam"
@@ -100,7 +103,7 @@ def observe(entry: Entry, options: InputOptions) -> SkyObservation:
     try:
         bands = check_bands(read_bands(file, options), options)
     except InputError as error:
-        named = tuple(str(p) for p in (entry.path, options.psf, options.variance) if p is not None)
+        named = tuple(str(p) for p in (entry.path, *(options.psf or ()), options.variance) if p is not None)
         raise error if str(error).startswith(named) else InputError(f"{entry.path}: {error}") from error
     return SkyObservation(entry.object_id, entry.path, bands, file.sha256, file.notes, tuple(file.named("TRUTH")))
 
@@ -125,19 +128,16 @@ def _check_band(raw: RawBand, options: InputOptions) -> Band:
     grid = SkyGrid.from_header(header, raw.image.shape, pixel_scale=options.pixel_scale)
     psf, psf_notes = _psf(raw)
     check_psf_scale(psf, raw.image.shape)
-    saturated = _saturated(raw)
+    unit = _unit(raw, options)
+    saturated, level_notes = _saturated(raw, unit)
     good = np.isfinite(raw.image) & ~saturated
     if raw.bad is not None:
         good &= ~raw.bad
     variance, noise_notes = _variance(raw, good)
     good &= np.isfinite(variance) & (variance > 0)
     _check_pixels(raw, good)
-    notes = raw.notes + psf_notes + noise_notes + _sky_note(raw, good) + _pixel_note(good, saturated)
-    unit = str(header.get("BUNIT", "")).strip()
-    if options.unit is not None and unit and unit != options.unit:
-        raise InputError(f"unit mismatch: BUNIT is {unit} but input.unit says {options.unit}; correct one of them.")
-    unit = options.unit if options.unit is not None else unit
-    _check_unit(unit)
+    notes = raw.notes + psf_notes + noise_notes + level_notes + _zero_note(raw, good) + _sky_note(raw, good)
+    notes += _edge_note(raw, variance, good) + _pixel_note(good, saturated)
     return Band(
         name=str(raw.name),
         image=raw.image,
@@ -168,12 +168,27 @@ def _psf(raw: RawBand) -> tuple[PointSpread, tuple[str, ...]]:
     return check_psf(raw.psf, norm=norm, oversample=float(oversample), kind=PsfKind(kind))
 
 
-def _saturated(raw: RawBand) -> np.ndarray:
-    """Flagged pixels, those at SATURATE or above, and a flat top: at least 5 pixels that share a bright largest value."""
+def _unit(raw: RawBand, options: InputOptions) -> str:
+    unit = str(raw.header.get("BUNIT", "")).strip()
+    if options.unit is not None and unit and unit != options.unit:
+        raise InputError(f"unit mismatch: BUNIT is {unit} but input.unit says {options.unit}; correct one of them.")
+    unit = options.unit if options.unit is not None else unit
+    _check_unit(unit)
+    return unit
+
+
+def _saturated(raw: RawBand, unit: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Flagged pixels, those at SATURATE or above, and a flat top, 5 pixels or more that share a bright largest value; notes."""
     saturated = np.zeros(raw.image.shape, dtype=bool) if raw.saturated is None else raw.saturated.copy()
-    level = raw.header.get("SATURATE")
+    level, notes = raw.header.get("SATURATE"), ()
     if isinstance(level, (int, float)) and level > 0:
-        saturated |= raw.image >= level
+        above = raw.image >= level
+        saturated |= above
+        if above.any() and unit and unit.lower().rstrip("s") not in _COUNTS:
+            notes = (
+                f"{np.count_nonzero(above)} pixels are above SATURATE = {level:g}, taken to be in {unit}; remove the card if it "
+                "is in counts of the detector",
+            )
     finite = np.isfinite(raw.image)
     if finite.any():
         top, middle = raw.image[finite].max(), np.median(raw.image[finite])
@@ -181,7 +196,7 @@ def _saturated(raw: RawBand) -> np.ndarray:
         plateau = finite & (raw.image == top)
         if plateau.sum() >= _PLATEAU and spread > 0 and top - middle > 20 * spread:
             saturated |= plateau
-    return saturated
+    return saturated, notes
 
 
 def _variance(raw: RawBand, good: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -214,6 +229,37 @@ def _check_pixels(raw: RawBand, good: np.ndarray) -> None:
 def _sky_note(raw: RawBand, good: np.ndarray) -> tuple[str, ...]:
     level, sigma = sky_statistics(raw.image[good])
     return (f"sky level {level:.4g} ({level / sigma:+.2f} σ of a pixel), not subtracted",) if sigma > 0 else ()
+
+
+def _zero_note(raw: RawBand, good: np.ndarray) -> tuple[str, ...]:
+    """Pixels that are exactly 0 in an image that is not of whole numbers were rarely measured."""
+    values = raw.image[good]
+    zeros = int(np.count_nonzero(values == 0))
+    if zeros < max(_PLATEAU, _MANY * values.size) or bool((values == np.round(values)).all()):
+        return ()
+    return (
+        f"{zeros} pixels are exactly 0 and are read as data; if nothing was measured there, flag them in DQ or make them NaN",
+    )
+
+
+def edge_light(image: np.ndarray, variance: np.ndarray, good: np.ndarray) -> float:
+    """Mean of the outermost pixels in units of the mean of all, or 0 where it is not clear: below 5 σ, or below a tenth.
+
+    What is outside then shines into the image, and cannot be left out of the model. Arguments: (H, W) each.
+    """
+    edge = np.ones(good.shape, dtype=bool)
+    edge[1:-1, 1:-1] = False
+    edge &= good
+    total = float(image[good].mean())
+    if not edge.any() or not total > 0:
+        return 0.0
+    mean, error = float(image[edge].mean()), float(np.sqrt(variance[edge].sum()) / np.count_nonzero(edge))
+    return mean / total if mean >= _CLEAR * error and mean >= _SHARE * total else 0.0
+
+
+def _edge_note(raw: RawBand, variance: np.ndarray, good: np.ndarray) -> tuple[str, ...]:
+    share = edge_light(raw.image, variance, good)
+    return (f"light reaches the edge of the image, {share:.0%} of its mean: fluxes are of what is inside",) if share else ()
 
 
 def _pixel_note(good: np.ndarray, saturated: np.ndarray) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from diffinv.core.checks import ConfigError, InputError
 from diffinv.core.rng import Rng
 from diffinv.data.forward import Field, build_field
 from diffinv.data.grids import SkyGrid, output_grid
-from diffinv.data.observation import Band, SkyObservation
+from diffinv.data.observation import Band, SkyObservation, edge_light
 from diffinv.engine.names import stable_hash
 from diffinv.likelihood import Likelihood
 from diffinv.priors.store import Prior, PriorCard
@@ -152,10 +152,12 @@ def default_margin(bands: Sequence[Band], grid: SkyGrid, size: int) -> int:
     """Output pixels that the canvas of all bands needs around `grid`.
 
     At least as many as give every data pixel's centre a place on the canvas, but not more than the prior's field of `size`; and
-    the widest PSF's FWHM, unless the field fits in the prior's: one pass is then exact enough and far cheaper.
+    the widest PSF's FWHM where the field is larger than the prior's, or where light reaches the edge of a band, which would
+    otherwise have to stand for what shines in from outside. A smaller field with dark edges is one pass, several times cheaper.
     """
     reach = min(max(_overhang(band.grid, grid) for band in bands), size)
-    if all(round(n * band.grid.pixel_scale / grid.pixel_scale) <= size for band in bands for n in band.grid.shape):
+    dark = not any(edge_light(band.image, band.variance, band.good) for band in bands)
+    if dark and all(round(n * band.grid.pixel_scale / grid.pixel_scale) <= size for band in bands for n in band.grid.shape):
         return reach
     return max(reach, *(math.ceil(band.psf.fwhm * band.grid.pixel_scale / grid.pixel_scale) for band in bands))
 

@@ -323,7 +323,8 @@ def reason_of(error: BaseException) -> str:
 def _digests(options: InputOptions) -> dict[str, str]:
     """SHA-256 of the files that the options name: another PSF in the same file is another run."""
     try:
-        return {name: file_digest(p) for name, p in (("psf", options.psf), ("variance", options.variance)) if p is not None}
+        psfs = {f"psf {k}" if k else "psf": file_digest(path) for k, path in enumerate(options.psf or ())}
+        return psfs | ({} if options.variance is None else {"variance": file_digest(options.variance)})
     except InputError as error:
         raise ConfigError(f"input.psf, input.variance: {error}") from error
 

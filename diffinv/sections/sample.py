@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from diffinv.config import Count, Device, Field, Names, Number, Positive, PositiveList, Section, Seed, Share
+from diffinv.config import Count, Device, Field, Names, Number, Paths, Positive, PositiveList, Section, Seed, Share
 
+Position = tuple[Number, Number]
 Weights = Annotated[dict[str, Number], Field(min_length=1)]
 
 
@@ -18,12 +19,14 @@ class PriorSection(Section):
 
 class InputSection(Section):
     """What an input file does not say itself; no noise, PSF, unit or scale has a default. Paths: from the working directory.
+    psf: one file, or one a band; stamps, or a PSFEx or STDPSF model, whose place psf_position says as [x, y], in FITS pixels.
     mixing: for a band that the prior does not have, the weights of the prior's bands in it, as of g, r and i in VIS."""
 
-    psf: Path | None = None
+    psf: Paths | None = None
     psf_oversample: Positive | None = None
     psf_kind: Literal["effective", "optical"] | None = None
     psf_norm: Positive | None = None
+    psf_position: Position | None = None
     variance: Path | None = None
     noise_std: PositiveList | None = None
     bands: Names | None = None
@@ -63,7 +66,7 @@ class SamplerSection(Section):
 class OutputSection(Section):
     """What a product holds: `samples` stores the draws; `target_psf` is the answer's resolution (arcsec, Gaussian FWHM; without
     it the prior's); `margin` is sampled around the field and cut off (output pixels; without it the width of the PSF where
-    the field is larger than the prior's)."""
+    the field is larger than the prior's, or has light at its edges)."""
 
     samples: bool = True
     target_psf: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

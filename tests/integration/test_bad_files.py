@@ -140,11 +140,11 @@ def test_a_fault_of_a_second_file_names_that_file(tmp_path: Path) -> None:
     other = tmp_path / "psf.fits"
     other.write_bytes(b"<html>")
     with pytest.raises(InputError, match="HTML") as caught:
-        _read(tmp_path / "a.fits", _bytes(PSF=None), InputOptions(psf=other))
+        _read(tmp_path / "a.fits", _bytes(PSF=None), InputOptions(psf=(other,)))
     assert str(caught.value).startswith(str(other))
     other.write_bytes(encode_fits([Plane("PRIMARY", np.stack([PSF, PSF]), {})]))
     with pytest.raises(InputError, match="2 PSFs for 1 bands"):
-        _read(tmp_path / "a.fits", _bytes(PSF=None), InputOptions(psf=other))
+        _read(tmp_path / "a.fits", _bytes(PSF=None), InputOptions(psf=(other,)))
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,19 @@ def test_the_input_section_is_exactly_the_options_of_reading() -> None:
     assert input_options(SampleConfig()) == InputOptions()
 
 
+def test_psfs_are_one_file_or_one_a_band_and_are_written_as_they_were_given() -> None:
+    for text, paths in (("input.psf=a.fits", ("a.fits",)), ("input.psf=[a.fits, b.fits]", ("a.fits", "b.fits"))):
+        config = load(SampleConfig, None, [parse_set(text), parse_set("input.psf_position=[100, 20.5]")]).config
+        options = input_options(config)
+        assert options.psf == tuple(map(Path, paths))
+        assert options.psf_position == (100, 20.5)
+        written = config.model_dump(mode="json")["input"]["psf"]
+        assert written == (paths[0] if len(paths) == 1 else list(paths))
+    for text in ("input.psf=[]", "input.psf_position=[1]", "input.psf_position=[1, x]"):
+        with pytest.raises(ConfigError, match=text.partition("=")[0]):
+            load(SampleConfig, None, [parse_set(text)])
+
+
 def test_identity_holds_what_decides_the_numbers_and_nothing_else() -> None:
     plain = load(SampleConfig, None).config.identity()
     change = lambda text: load(SampleConfig, None, [parse_set(text)]).config.identity()

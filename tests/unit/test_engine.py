@@ -13,10 +13,10 @@ from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import find_objects, object_name
 from diffinv.data.fits import Plane, encode_fits
 from diffinv.data.forward import Field
-from diffinv.data.grids import SkyGrid
+from diffinv.data.grids import SkyGrid, output_grid
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import SkyObservation, read_observation
-from diffinv.engine.channels import build_channels
+from diffinv.engine.channels import build_channels, default_margin
 from diffinv.engine.draws import INNER, Method
 from diffinv.engine.inspect import count_evaluations, most_passes
 from diffinv.engine.methods import Choice, build_method, describe_method
@@ -30,6 +30,7 @@ from diffinv.likelihood import Likelihood
 from diffinv.priors.store import Prior, load_prior
 from diffinv.samplers.ode import Euler, Heun
 from diffinv.schedules import Karras
+from tests.bands import checked_band
 from tests.small import blob, card, write_prior
 
 DITHER = 5  # native pixels
@@ -83,6 +84,16 @@ def test_the_margin_reaches_over_every_data_pixel_of_all_bands(tmp_path: Path, p
             affine = band.grid.affine_to(channel.field.canvas)
             corners = np.array([[0, 0], [14, 14]]) @ affine.matrix.T + affine.offset
             assert (corners > -0.501).all() and (corners < np.array(channel.field.canvas.shape) - 0.499).all()
+
+
+@pytest.mark.parametrize(("size", "shape", "margin"), [(1.5, (32, 32), 0), (8.0, (32, 32), 7), (1.5, (40, 32), 7)])
+def test_the_margin_is_for_large_fields_and_for_light_at_the_edges(size: float, shape: tuple[int, int], margin: int) -> None:
+    """A PSF of 3.5 pixels of 0.2″ is 7 of the output's; 32 of them fill the field of a prior of 64."""
+    radius = np.hypot(*(np.indices(shape) - np.array(shape)[:, None, None] / 2))
+    image = 50 * np.exp(-radius / size) + np.random.default_rng(1).normal(size=shape)
+    band = checked_band(image=image, variance=np.ones(shape))
+    assert default_margin([band], output_grid(band.grid, 0.1), 64) == margin
+    assert default_margin([band], output_grid(band.grid, 0.1), 96) == (7 if size == 8 else 0)
 
 
 def field(fwhm: float) -> Field:

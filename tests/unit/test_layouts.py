@@ -99,6 +99,34 @@ def test_a_mask_without_a_variance_is_kept(tmp_path: Path) -> None:
         read_observation(bare, InputOptions())
 
 
+def test_a_weight_of_zero_is_no_datum(tmp_path: Path) -> None:
+    """Of drizzled images, beside flags and alone; what else a weight says is not used."""
+    weight = np.full(SHAPE, 700.0)
+    weight[-1], weight[0, 5] = 0, np.nan
+    parts = [Plane("SCI", _image(), CARDS), Plane("WHT", weight, {}), Plane("PSF", PSF, {})]
+    for more in ([], [Plane("DQ", _first_column(), {})]):
+        band = read_observation(_write(tmp_path / "a.fits", *parts, *more), InputOptions()).bands[0]
+        assert not band.good[-1].any() and not band.good[0, 5]
+        assert np.count_nonzero(~band.good) == SHAPE[1] + 1 + (SHAPE[0] - 1 if more else 0)
+        assert band.noise_estimated
+        assert _says(band, f"{SHAPE[1] + 1} pixels have no weight in WHT")
+
+
+@pytest.mark.parametrize(
+    ("cards", "name"),
+    [
+        ({"FILTER": "F150W2", "PUPIL": "F162M"}, "F162M"),
+        ({"FILTER": "F200W", "PUPIL": "CLEAR"}, "F200W"),
+        ({"FILTER": "CLEAR", "PUPIL": "F090W"}, "F090W"),
+        ({"FILTER": "F322W2", "PUPIL": "GRISMR"}, "F322W2"),
+        ({"FILTER1": "CLEAR1L", "FILTER2": "F814W"}, "F814W"),
+    ],
+)
+def test_of_two_filter_wheels_the_one_that_decides_names_the_band(tmp_path: Path, cards: dict[str, str], name: str) -> None:
+    path = _write(tmp_path / "a.fits", Plane("SCI", _image(), {"BUNIT": "nJy", "PIXSCALE": 0.2} | cards), Plane("PSF", PSF, {}))
+    assert read_observation(path, InputOptions()).bands[0].name == name
+
+
 def test_every_exposure_called_image_is_read(tmp_path: Path) -> None:
     bands = read_observation(_two_exposures(tmp_path / "a.fits", "IMAGE"), InputOptions()).bands
     assert [(b.name, b.variance[0, 0], bool(b.good[0, 0])) for b in bands] == [("i", 1, False), ("i", 2, True)]
@@ -111,8 +139,8 @@ def test_images_of_one_shape_are_not_dropped(tmp_path: Path) -> None:
     psf = _write(tmp_path / "psf.fits", Plane("PSF", PSF, {}))
     path = _write(tmp_path / "a.fits", Plane("A", _image(0), CARDS), Plane("B", _image(1), CARDS))
     with pytest.raises(InputError, match="HDUs 1 A, 2 B hold images of one shape; choose with input.hdu"):
-        read_observation(path, InputOptions(psf=psf))
-    band = read_observation(path, InputOptions(psf=psf, hdu=2)).bands[0]
+        read_observation(path, InputOptions(psf=(psf,)))
+    band = read_observation(path, InputOptions(psf=(psf,), hdu=2)).bands[0]
     np.testing.assert_array_equal(band.image, _image(1))
 
 
@@ -122,20 +150,20 @@ def test_hdu_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     path, psf = tmp_path / "a.fits", _write(tmp_path / "psf.fits", Plane("PSF", PSF, {}))
     path.write_bytes(encode_fits(parts))
     for number, seed in ((2, 0), (4, 1)):
-        band = read_observation(path, InputOptions(psf=psf, hdu=number)).bands[0]
+        band = read_observation(path, InputOptions(psf=(psf,), hdu=number)).bands[0]
         np.testing.assert_array_equal(band.image, _image(seed))
     for number in (0, 1, 3, 5, -1):
         with pytest.raises(InputError, match=f"input.hdu = {number}: no such image; the file has 2 A, 4 B"):
-            read_observation(path, InputOptions(psf=psf, hdu=number))
+            read_observation(path, InputOptions(psf=(psf,), hdu=number))
 
 
 def test_a_named_hdu_is_taken(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.fits", Plane("SCI", _image(0), CARDS), Plane("OTHER", _image(1), CARDS))
     psf = _write(tmp_path / "psf.fits", Plane("PSF", PSF, {}))
     for hdu in ("other", 2):
-        np.testing.assert_array_equal(read_observation(path, InputOptions(psf=psf, hdu=hdu)).bands[0].image, _image(1))
+        np.testing.assert_array_equal(read_observation(path, InputOptions(psf=(psf,), hdu=hdu)).bands[0].image, _image(1))
     with pytest.raises(InputError, match="1 SCI, 2 OTHER"):
-        read_observation(path, InputOptions(psf=psf, hdu=7))
+        read_observation(path, InputOptions(psf=(psf,), hdu=7))
 
 
 @pytest.mark.parametrize("first", [0, 1])

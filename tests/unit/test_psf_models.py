@@ -1,0 +1,182 @@
+"""PSF models at a place: PSFEx against GalSim's reader, grids against their stamps, and how a place is found or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import galsim
+import numpy as np
+import pytest
+from astropy.io import fits
+from galsim.des import DES_PSFEx
+
+from diffinv.core.checks import InputError
+from diffinv.data.catalog import Cut
+from diffinv.data.fits import Plane, decode_fits, encode_fits, read_fits
+from diffinv.data.layouts import InputOptions, read_bands
+from diffinv.data.mosaics import read_cut
+from diffinv.data.observation import Band, read_observation
+from diffinv.data.psf import gaussian_stamp
+from diffinv.data.psf_models import PsfModel, models_of
+
+SIZE = 33
+WIDE, HIGH = 2000, 4000  # of the image that the models are of
+TAN = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CD1_1": -5.6e-5, "CD2_2": 5.6e-5}
+
+
+def stamp(width: float) -> np.ndarray:
+    return gaussian_stamp(width, SIZE)
+
+
+def write_psfex(path: Path, **cards: object) -> Path:
+    """Degree 2: wider towards the right and the top; two stamp pixels an image pixel."""
+    wider = [stamp(6.5) - stamp(6.0), stamp(9.0), stamp(7.0) - stamp(6.0), stamp(8.0), stamp(5.0)]
+    return _psfex(
+        path, [stamp(6.0), *(w * t for w, t in zip((2, 0.1, 1, 0.2, 0.1), wider, strict=True))], **{"POLDEG1": 2} | cards
+    )
+
+
+def _psfex(path: Path, terms: list[np.ndarray], **cards: object) -> Path:
+    mask = np.array(terms, dtype=np.float32)
+    column = fits.Column("PSF_MASK", f"{mask.size}E", dim=f"({SIZE},{SIZE},{len(mask)})", array=mask[None])
+    table = fits.BinTableHDU.from_columns([column], name="PSF_DATA")
+    known = {"POLNAXIS": 2, "POLGRP1": 1, "POLNAME1": "X_IMAGE", "POLZERO1": 1000.5, "POLSCAL1": float(WIDE), "POLNGRP": 1}
+    known |= {"POLGRP2": 1, "POLNAME2": "Y_IMAGE", "POLZERO2": 2000.5, "POLSCAL2": float(HIGH), "PSF_SAMP": 0.5}
+    table.header.update(known | {"PSFNAXIS": 3, "PSFAXIS1": SIZE, "PSFAXIS2": SIZE, "PSFAXIS3": len(mask)} | cards)
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(path)
+    return path
+
+
+def write_grid(path: Path, kind: str) -> Path:
+    """Three columns and two rows whose PSF is wider from place to place."""
+    cube = np.array([stamp(5 + 0.5 * k) for k in range(6)])
+    x, y = (0, 1000, 2000), (0, 4000)
+    cards: dict[str, object] = {"NXPSFS": 3, "NYPSFS": 2}
+    if kind == "numbered":
+        cards |= {f"IPSFX{k + 1:02d}": v for k, v in enumerate(x)} | {f"JPSFY{k + 1:02d}": v for k, v in enumerate(y)}
+    elif kind == "listed":
+        cards |= {"IPSFXA5": "0 1000", "IPSFXB5": "2000", "JPSFYA5": "0 4000"}
+    else:
+        places = [(b - 1, a - 1) for b in y for a in x]
+        cards = {f"DET_YX{k}": str(tuple(map(float, place))) for k, place in enumerate(places)} | {"OVERSAMP": 4}
+    path.write_bytes(encode_fits([Plane("PRIMARY", cube, cards)]))
+    return path
+
+
+def model(path: Path) -> PsfModel:
+    (found,) = models_of(read_fits(path))
+    return found
+
+
+def test_a_psfex_model_is_that_of_galsim(tmp_path: Path) -> None:
+    path = write_psfex(tmp_path / "a.psf")
+    ours, theirs = model(path), DES_PSFEx(str(path))
+    assert ours.oversample == 1 / theirs.sample_scale == 2
+    for x, y in ((1000.5, 2000.5), (1.0, 1.0), (1990.0, 350.5)):
+        expected = theirs.getPSFArray(galsim.PositionD(x, y))
+        np.testing.assert_allclose(ours.at(x, y), expected, rtol=0, atol=1e-6 * expected.max())
+    assert np.abs(ours.at(100.0, 100.0) - ours.at(1900.0, 3900.0)).max() > 0.1 * ours.at(100.0, 100.0).max()
+
+
+@pytest.mark.parametrize("kind", ["numbered", "listed", "stpsf"])
+def test_a_grid_is_its_stamps_and_bilinear_between(tmp_path: Path, kind: str) -> None:
+    found = model(write_grid(tmp_path / "a.fits", kind))
+    assert found.oversample == 4
+    for k, (x, y) in enumerate([(x, y) for y in (0, 4000) for x in (0, 1000, 2000)]):
+        np.testing.assert_allclose(found.at(x, y), stamp(5 + 0.5 * k))
+    quarter = 0.75 * stamp(5.5) + 0.25 * stamp(6.0)
+    np.testing.assert_allclose(found.at(1250, 0), quarter)
+    np.testing.assert_allclose(found.at(1250, 2000), 0.5 * quarter + 0.5 * (0.75 * stamp(7.0) + 0.25 * stamp(7.5)))
+    np.testing.assert_allclose(found.at(2100, 4100), stamp(7.5))  # beyond the last place, that one
+
+
+@pytest.mark.parametrize(
+    ("cards", "words"),
+    [
+        ({"POLNAME2": "MAG_AUTO"}, "depends on X_IMAGE, MAG_AUTO"),
+        ({"POLGRP2": 2}, "polynomials of their own"),
+        ({"POLDEG1": 3}, "6 terms do not make a polynomial of degree 3"),
+        ({"PSF_SAMP": 0.0}, "must be > 0"),
+        ({"POLZERO1": "x"}, "POLZERO1 is 'x'"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused(tmp_path: Path, cards: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        models_of(read_fits(write_psfex(tmp_path / "a.psf", **cards)))
+
+
+def test_a_grid_with_a_place_missing_is_refused(tmp_path: Path) -> None:
+    (plane,) = read_fits(write_grid(tmp_path / "a.fits", "numbered")).planes
+    lacking = {k: v for k, v in plane.header.items() if k != "JPSFY01"}
+    for name, cards in (("b", {**plane.header, "IPSFX02": 0}), ("c", lacking)):
+        (tmp_path / f"{name}.fits").write_bytes(encode_fits([Plane("PRIMARY", plane.data, cards)]))
+    with pytest.raises(InputError, match="do not make a grid"):
+        model(tmp_path / "b.fits")
+    with pytest.raises(InputError, match="JPSFY.* hold 1 places for 2"):
+        model(tmp_path / "c.fits")
+
+
+def write_image(path: Path, shape: tuple[int, int] = (40, 50), **cards: object) -> Path:
+    image = np.random.default_rng(0).normal(size=shape)
+    header = {"BUNIT": "nJy", "BAND": "i", "PIXSCALE": 0.2} | cards
+    path.write_bytes(encode_fits([Plane("PRIMARY", None, {}), Plane("SCI", image, header), Plane("VAR", np.ones(shape), {})]))
+    return path
+
+
+def same(band: Band, stamp: np.ndarray) -> None:
+    np.testing.assert_allclose(band.psf.stamp, stamp / stamp.sum(), atol=1e-7)
+
+
+def test_the_model_is_taken_where_the_image_lies(tmp_path: Path) -> None:
+    """By the configuration, by LTV, as cutouts of IRAF, HST and LSST have it, or in the middle of a whole image."""
+    psf = write_psfex(tmp_path / "a.psf")
+    image = write_image(tmp_path / "image.fits", LTV1=-1200.0, LTV2=-300.0)
+    band = read_observation(image, InputOptions(psf=(psf,))).bands[0]
+    same(band, model(psf).at(1225.5, 320.5))
+    assert band.psf.oversample == 2
+    assert any("PSF model taken at pixel (1225.5, 320.5)" in note for note in band.notes)
+    same(read_observation(image, InputOptions(psf=(psf,), psf_position=(17.0, 18.0))).bands[0], model(psf).at(17.0, 18.0))
+    whole = write_image(tmp_path / "whole.fits", (2100, 1100))
+    same(read_observation(whole, InputOptions(psf=(psf,))).bands[0], model(psf).at(550.5, 1050.5))
+
+
+def test_a_cutout_that_does_not_say_where_it_lies_is_refused(tmp_path: Path) -> None:
+    psf, image = write_psfex(tmp_path / "a.psf"), write_image(tmp_path / "image.fits")
+    with pytest.raises(InputError, match=r"image of 2000 pixels, this one has 50.*input.psf_position=\[x, y\]"):
+        read_observation(image, InputOptions(psf=(psf,)))
+    with pytest.raises(InputError, match="knows x from 0.5 to 2000.5, not 2500"):
+        read_observation(image, InputOptions(psf=(psf,), psf_position=(2500.0, 1.0)))
+    constant = _psfex(tmp_path / "b.psf", [stamp(6.0)], POLNAXIS=0)
+    same(read_observation(image, InputOptions(psf=(constant,))).bands[0], stamp(6.0))
+
+
+def test_one_file_a_band(tmp_path: Path) -> None:
+    """A model and a stamp."""
+    image = np.random.default_rng(0).normal(size=(2, 40, 50))
+    cards = {"BUNIT": "nJy", "BAND1": "g", "BAND2": "i", "PIXSCALE": 0.2, "LTV1": 0.0, "LTV2": 0.0}
+    path = tmp_path / "cube.fits"
+    path.write_bytes(encode_fits([Plane("PRIMARY", image, cards), Plane("VAR", np.ones((2, 40, 50)), {})]))
+    plain = tmp_path / "psf.fits"
+    plain.write_bytes(encode_fits([Plane("PRIMARY", stamp(3.0), {})]))
+    psf = write_psfex(tmp_path / "a.psf")
+    first, second = read_observation(path, InputOptions(psf=(psf, plain))).bands
+    same(first, model(psf).at(25.5, 20.5))
+    same(second, stamp(3.0))
+    assert (first.psf.oversample, second.psf.oversample) == (2, 1)
+    with pytest.raises(InputError, match="1 PSFs for 2 bands; give one a band, as EXTVER, as a cube or as a list of files"):
+        read_observation(path, InputOptions(psf=(psf,)))
+
+
+def test_a_square_of_a_mosaic_has_the_psf_of_its_place(tmp_path: Path) -> None:
+    mosaic, psf = tmp_path / "mosaic.fits", write_psfex(tmp_path / "a.psf")
+    image = np.random.default_rng(0).normal(size=(400, 300)).astype(np.float32)
+    cards = {"BUNIT": "nJy", "BAND": "i", **TAN, "CRPIX1": 200.0, "CRPIX2": 100.0}
+    mosaic.write_bytes(
+        encode_fits([Plane("PRIMARY", None, {}), Plane("SCI", image, cards), Plane("VAR", np.ones_like(image), {})])
+    )
+    cut = read_cut(Cut((mosaic,), 150.0, 2.0, 31, None), InputOptions())
+    (band,) = read_bands(cut, InputOptions(psf=(psf,)))
+    np.testing.assert_allclose(band.psf, model(psf).at(200.0, 100.0))
+    again = cut.named("SCI")[0]
+    assert (again.header["LTV1"], again.header["LTV2"]) == (-184.0, -84.0)
+    assert decode_fits(mosaic, mosaic.read_bytes()).named("SCI")[0].data[84, 184] == again.data[0, 0]
