@@ -69,7 +69,7 @@ def build_channels(
     exposures = observation.exposures()
     grid = output_grid(observation.bands[0].grid, prior.card.pixel_scale)
     if margin is None:
-        margin = default_margin(observation.bands, grid, prior.card.size)
+        margin = default_margin(observation.bands, grid, prior.card)
     if prior.card.bands == GREY:
         return tuple(
             Channel((name,), bands, _field(bands, grid, prior, margin, None), np.ones((len(bands), 1)))
@@ -148,18 +148,21 @@ def _field(bands: Sequence[Band], grid: SkyGrid, prior: Prior, margin: int, mixi
     )
 
 
-def default_margin(bands: Sequence[Band], grid: SkyGrid, size: int) -> int:
+def default_margin(bands: Sequence[Band], grid: SkyGrid, card: PriorCard) -> int:
     """Output pixels that the canvas of all bands needs around `grid`.
 
-    At least as many as give every data pixel's centre a place on the canvas, but not more than the prior's field of `size`; and
+    At least as many as give every data pixel's centre a place on the canvas, but not more than the side of the prior's field; and
     the widest PSF's FWHM where the field is larger than the prior's, or where light reaches the edge of a band, which would
-    otherwise have to stand for what shines in from outside. A smaller field with dark edges is one pass, several times cheaper.
+    otherwise have to stand for what shines in from outside. A smaller field with dark edges is cheaper without. A few pixels more
+    where the prior then sees the canvas in one pass.
     """
-    reach = min(max(_overhang(band.grid, grid) for band in bands), size)
+    margin = min(max(_overhang(band.grid, grid) for band in bands), card.size)
     dark = not any(edge_light(band.image, band.variance, band.good) for band in bands)
-    if dark and all(round(n * band.grid.pixel_scale / grid.pixel_scale) <= size for band in bands for n in band.grid.shape):
-        return reach
-    return max(reach, *(math.ceil(band.psf.fwhm * band.grid.pixel_scale / grid.pixel_scale) for band in bands))
+    inside = all(round(n * band.grid.pixel_scale / grid.pixel_scale) <= card.size for band in bands for n in band.grid.shape)
+    if not (dark and inside):
+        margin = max(margin, *(math.ceil(band.psf.fwhm * band.grid.pixel_scale / grid.pixel_scale) for band in bands))
+    wider = range(margin, margin + card.stride)
+    return next((m for m in wider if card.sees([n + 2 * m for n in grid.shape])), margin)
 
 
 def _overhang(native: SkyGrid, grid: SkyGrid) -> int:

@@ -35,7 +35,7 @@ from diffinv.guidance.moment_matching import MomentMatching
 from diffinv.likelihood import Flat
 from diffinv.posterior import Posterior
 from diffinv.priors.base import Denoiser
-from diffinv.priors.store import Prior
+from diffinv.priors.store import Prior, PriorCard
 from diffinv.priors.tiled import tile_starts
 from diffinv.samplers.base import sample
 from diffinv.schedules import Karras
@@ -92,11 +92,12 @@ def _band_lines(band: Band) -> list[str]:
 def _channel_lines(channel: Channel, prior: Prior, target_fwhm: float | None) -> list[str]:
     field = channel.field
     fwhm = field.target_fwhm if target_fwhm is None else target_fwhm
-    tiles = _tiles(channel, prior.card.size)
+    tiles = _tiles(channel, prior.card)
+    passes = f"{tiles} tiles" if tiles > 1 else "one pass"
     return [
         f"output     {'+'.join(channel.names)}: {_size(field.grid.shape)} pixels of {field.grid.pixel_scale:g}″, "
         f"PSF {fwhm:g}″ FWHM",
-        f"  canvas   {_size(field.canvas.shape)} in {tiles} tile{'s' if tiles > 1 else ''}; flux scale about {field.scale:.4g}",
+        f"  canvas   {_size(field.canvas.shape)} in {passes}; flux scale about {field.scale:.4g}",
         *(f"  mixture  {text}" for text in channel.mixtures()),
     ]
 
@@ -108,7 +109,7 @@ def _size(shape: tuple[int, ...]) -> str:
 @dataclass(frozen=True)
 class Cost:
     """Of one object. seconds: of sampling, at most. memory: bytes, of one process. rows: at once. passes: of the network, a draw
-    and tile. device: a type of torch's."""
+    and tile's area. device: a type of torch's."""
 
     seconds: float
     memory: float
@@ -137,12 +138,12 @@ def foresee_cost(
 ) -> Cost:
     """What an object would cost, from passes measured on one tile. processes: that share the memory. objects: together."""
     seconds, kept = measure_pass(prior)
-    tiles = [_tiles(c, prior.card.size) for c in channels]
+    areas = [_area(c, prior.card) for c in channels]
     passes = most_passes(method, draws)
     rows = min(max_batch or rows_of(channels, prior, processes), draws * len(channels) * objects)
     weights = sum(p.numel() * p.element_size() for p in prior.parameters())
     device = next(prior.parameters()).device.type
-    return Cost(passes * draws * sum(tiles) * seconds, weights + rows * max(tiles) * kept, rows, passes, device)
+    return Cost(passes * draws * sum(areas) * seconds, weights + rows * max(areas) * kept, rows, passes, device)
 
 
 def foresee_run(run: Run, entries: Sequence[Entry], processes: int) -> str:
@@ -208,9 +209,15 @@ def count_evaluations(method: Method) -> int:
     return tally.calls
 
 
-def _tiles(channel: Channel, size: int) -> int:
-    rows, columns = (len(tile_starts(n, size, size // 4)) for n in channel.field.canvas.shape)
-    return rows * columns
+def _tiles(channel: Channel, card: PriorCard) -> int:
+    shape = channel.field.canvas.shape
+    return 1 if card.sees(shape) else math.prod(len(tile_starts(n, card.size, card.size // 4)) for n in shape)
+
+
+def _area(channel: Channel, card: PriorCard) -> float:
+    """What the network sees in a pass over the canvas, in tiles."""
+    shape = channel.field.canvas.shape
+    return math.prod(shape) / card.size**2 if card.sees(shape) else _tiles(channel, card)
 
 
 def measure_pass(prior: Prior, *, rows: int = 4) -> tuple[float, int]:

@@ -80,7 +80,7 @@ class Result:
 
 
 def field_prior(prior: Denoiser, shape: Sequence[int]) -> Denoiser:
-    """The prior for images (C, H, W): itself, or tiled with overlapping tiles where the field is larger than the card's."""
+    """The prior for images (C, H, W): itself where it sees the field whole, otherwise in overlapping tiles."""
     if not isinstance(prior, Prior):
         return prior
     card = prior.card
@@ -90,9 +90,12 @@ def field_prior(prior: Denoiser, shape: Sequence[int]) -> Denoiser:
         )
     if min(shape[-2:]) < card.size:
         raise ShapeError(f"prior {card.name}: the field {tuple(shape[-2:])} is smaller than {card.size}; pad the output grid.")
-    if tuple(shape[-2:]) == (card.size, card.size):
-        return prior
-    return Tiled(prior, size=card.size, field=(shape[-2], shape[-1]), overlap=card.size // 4)
+    return prior if card.sees(shape) else _in_tiles(prior, shape)
+
+
+def _in_tiles(prior: Prior, shape: Sequence[int]) -> Tiled:
+    size = prior.card.size
+    return Tiled(prior, size=size, field=(shape[-2], shape[-1]), overlap=size // 4)
 
 
 def reconstruct(
@@ -150,7 +153,7 @@ def reconstruct(
         chi2=chi2.cpu(),
         chi2_draws=chi2_draws.cpu(),
         network_calls=counting.rows / (batch * draws),
-        prior_variance=_prior_variance(target),
+        prior_variance=_prior_variance(prior, likelihood.image_shape),
         solver_residual=solves.residual if solves else 0.0,
         indefinite=solves.indefinite if solves else 0.0,
     )
@@ -166,12 +169,12 @@ def _check_scale(scale: Tensor | None, batch: int) -> Tensor:
     return scale
 
 
-def _prior_variance(target: Denoiser) -> Tensor | None:
-    """Variance of an image of unit scale, (1, C, H, W), tiled like the prior itself."""
-    if isinstance(target, Tiled):
-        inner = _prior_variance(target.prior)
-        return None if inner is None else target.blend(inner[:, None].expand(-1, len(target.corners), -1, -1, -1)).cpu()
-    return target.variance.cpu() if isinstance(target, Prior) else None
+def _prior_variance(prior: Denoiser, shape: Sequence[int]) -> Tensor | None:
+    """Variance of an image of unit scale, (1, C, H, W), blended of tiles where the field is larger than the card's."""
+    if not isinstance(prior, Prior):
+        return None
+    tiles = _in_tiles(prior, shape).to(prior.variance.device)
+    return tiles.blend(prior.variance[:, None].expand(-1, len(tiles.corners), -1, -1, -1)).cpu()
 
 
 def _check_finite(samples: Tensor) -> None:

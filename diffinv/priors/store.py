@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from diffinv.priors.precondition import Autocast, HighDynamicRange, Precondition
 from diffinv.priors.unet import UNet
 
 _VARIANCE = "card.variance"
+_STRETCH = 1.25  # a wider field is not as good as tiles, or may not be: benchmarks/wide_fields.md
 SHIPPED = Path(__file__).parent.parent / "weights"
 
 
@@ -45,6 +47,15 @@ class PriorCard:
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     training: str
+
+    @property
+    def stride(self) -> int:
+        """Sides of what the network sees are multiples of it: the stem halves them, as does every level."""
+        return 2 ** len(self.widths)
+
+    def sees(self, shape: Sequence[int]) -> bool:
+        """Whether one pass of the network, which is convolutional, answers for a whole field (…, H, W) as well as tiles do."""
+        return all(n == self.size or (n % self.stride == 0 and self.size < n <= _STRETCH * self.size) for n in shape[-2:])
 
 
 class Prior(Denoiser):

@@ -86,14 +86,15 @@ def test_the_margin_reaches_over_every_data_pixel_of_all_bands(tmp_path: Path, p
             assert (corners > -0.501).all() and (corners < np.array(channel.field.canvas.shape) - 0.499).all()
 
 
-@pytest.mark.parametrize(("size", "shape", "margin"), [(1.5, (32, 32), 0), (8.0, (32, 32), 7), (1.5, (40, 32), 7)])
+@pytest.mark.parametrize(("size", "shape", "margin"), [(1.5, (32, 32), 0), (8.0, (32, 32), 8), (1.5, (40, 32), 7)])
 def test_the_margin_is_for_large_fields_and_for_light_at_the_edges(size: float, shape: tuple[int, int], margin: int) -> None:
-    """A PSF of 3.5 pixels of 0.2″ is 7 of the output's; 32 of them fill the field of a prior of 64."""
+    """A PSF of 3.5 pixels of 0.2″ is 7 of the output's; 32 of them fill the field of a prior of 64, which sees 80 in one pass."""
     radius = np.hypot(*(np.indices(shape) - np.array(shape)[:, None, None] / 2))
     image = 50 * np.exp(-radius / size) + np.random.default_rng(1).normal(size=shape)
     band = checked_band(image=image, variance=np.ones(shape))
-    assert default_margin([band], output_grid(band.grid, 0.1), 64) == margin
-    assert default_margin([band], output_grid(band.grid, 0.1), 96) == (7 if size == 8 else 0)
+    prior = replace(card(), size=64, widths=(8, 8, 8))
+    assert default_margin([band], output_grid(band.grid, 0.1), prior) == margin
+    assert default_margin([band], output_grid(band.grid, 0.1), replace(prior, size=96)) == (7 if size == 8 else 0)
 
 
 def field(fwhm: float) -> Field:

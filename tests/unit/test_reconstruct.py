@@ -262,6 +262,15 @@ def test_refining_finds_the_scale_that_the_data_show() -> None:
     assert float((spread / expected - 1).abs().max()) < 0.4
 
 
+def test_a_field_a_little_larger_than_the_card_is_seen_whole(tiny: Prior) -> None:
+    """Up to a quarter, in even numbers of pixels; the prior's variance still covers it."""
+    assert field_prior(tiny, (1, 10, FIELD)) is tiny
+    assert all(isinstance(field_prior(tiny, (1, *shape)), Tiled) for shape in ((9, 10), (10, 12)))
+    result = reconstruct(field(size=(10, 10)), tiny, draws=2, method=QUICK, scale=torch.tensor([1.0, 4.0]))
+    assert result.samples.shape == (2, 2, 1, 10, 10)
+    torch.testing.assert_close(result.prior_variance, torch.full((1, 1, 10, 10), 0.5))
+
+
 def test_a_field_larger_than_the_card_is_tiled_and_smaller_or_other_bands_are_refused(tiny: Prior) -> None:
     assert field_prior(tiny, (1, FIELD, FIELD)) is tiny
     tiled = field_prior(tiny, (1, 10, 14))
