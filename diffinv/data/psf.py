@@ -183,7 +183,7 @@ def difference_kernel(
     if gain > LARGEST_GAIN:
         raise InputError(
             f"the data (PSF FWHM {psf.fwhm * pixel_scale:.3g}″) are sharper than the target PSF ({target_fwhm:.3g}″): the kernel "
-            f"would amplify by {gain:.3g}; choose a smaller target_psf."
+            f"would amplify by {gain:.3g}; take a prior of sharper images, or smooth the image and its PSF to that width first."
         )
     start = length // 2 - size // 2
     kernel = np.fft.fftshift(np.fft.ifft2(spectrum).real)[start : start + size, start : start + size]

@@ -23,7 +23,7 @@ from diffinv.core.checks import InputError
 from diffinv.data.fits import Cards, FitsFile, Plane, Table
 
 _BEYOND = 0.1  # of the range that the model knows
-_LIBRARY_OVERSAMPLE = 4.0  # of every STDPSF
+_LIBRARY_OVERSAMPLE, _NO_PLACE = 4.0, 9999.0  # of every STDPSF
 _PLACE = re.compile(r"^\(\s*([-+.\deE]+)\s*,\s*([-+.\deE]+)\s*\)$")
 
 
@@ -81,7 +81,8 @@ class PolynomialPsf(PsfModel):
 
 @dataclass(frozen=True, eq=False)
 class GridPsf(PsfModel):
-    """Stamps (N, M, S, S') at the rows y (N,) and columns x (M,) of a grid, both rising."""
+    """Stamps (N, M, S, S') at the rows y (N,) and columns x (M,) of a grid, both rising; a place that stands there twice is the
+    seam of two detectors, on either side of which the PSF is another."""
 
     stamps: np.ndarray
     x: np.ndarray
@@ -166,41 +167,55 @@ def _library(plane: Plane) -> GridPsf:
     """STDPSF: the places stand in IPSFX01, … and JPSFY01, …, or as lists in IPSFXA5, IPSFXB5, … and JPSFYA5, …."""
     columns, rows = (int(_number(plane.header, key)) for key in ("NXPSFS", "NYPSFS"))
     x, y = _listed(plane.header, "IPSFX", columns), _listed(plane.header, "JPSFY", rows)
-    return _grid(plane, [(a, b) for b in y for a in x], _LIBRARY_OVERSAMPLE)
+    stamps = np.asarray(plane.data, dtype=np.float64)
+    stamps = stamps[None] if stamps.ndim == 2 else stamps
+    if stamps.ndim != 3 or len(stamps) != columns * rows or not (_rises(x) and _rises(y)):
+        raise InputError(_no_grid(columns * rows, columns, rows, plane))
+    return GridPsf(stamps.reshape(rows, columns, *stamps.shape[1:]), x, y, _LIBRARY_OVERSAMPLE)
 
 
-def _listed(cards: Mapping[str, object], key: str, count: int) -> list[float]:
+def _rises(places: np.ndarray) -> bool:
+    """Whether places rise, apart from those within that stand there twice."""
+    steps = np.diff(places)
+    seams = steps == 0
+    return bool((steps >= 0).all() and not seams[:1].any() and not seams[-1:].any() and not (seams[1:] & seams[:-1]).any())
+
+
+def _no_grid(number: int, columns: int, rows: int, plane: Plane) -> str:
+    return (
+        f"PSF grid: {number} places with {columns} x and {rows} y do not make a grid of the data {plane.data.shape}; "
+        "give one detector a file."
+    )
+
+
+def _listed(cards: Mapping[str, object], key: str, count: int) -> np.ndarray:
+    """(count,) places; the cards of some libraries go on with 9999."""
     lists = [cards[name] for name in sorted(cards) if re.fullmatch(rf"{key}(\d\d|[A-Z]\d)", name)]
     try:
         found = [float(number) for text in lists for number in str(text).split()]
     except ValueError:
         found = []
+    while len(found) > count and found[-1] == _NO_PLACE:
+        found.pop()
     if len(found) != count:
         raise InputError(f"PSF grid: the cards {key}… hold {len(found)} places for {count}; the file is damaged.")
-    return found
+    return np.array(found)
 
 
 def _simulated(plane: Plane) -> GridPsf:
-    """stpsf: DET_YX0, DET_YX1, … = "(y, x)" from 0, and OVERSAMP."""
+    """stpsf: DET_YX0, DET_YX1, … = "(y, x)" from 0, in any order, and OVERSAMP."""
     places = []
     for k in range(1 if plane.data.ndim == 2 else len(plane.data)):
         found = _PLACE.match(str(plane.header.get(f"DET_YX{k}", "")).strip())
         if not found:
             raise InputError(f"PSF grid: DET_YX{k} is {plane.header.get(f'DET_YX{k}')!r}; it must be a place, (y, x).")
         places.append((float(found[2]) + 1, float(found[1]) + 1))
-    return _grid(plane, places, _number(plane.header, "OVERSAMP"))
-
-
-def _grid(plane: Plane, places: list[tuple[float, float]], oversample: float) -> GridPsf:
-    """Stamps (N, S, S') and their places (x, y), in any order, as a grid."""
+    oversample = _number(plane.header, "OVERSAMP")
     stamps = np.asarray(plane.data, dtype=np.float64)
     stamps = stamps[None] if stamps.ndim == 2 else stamps
     x, y = (np.array(sorted(set(values))) for values in zip(*places, strict=True))
     number = {place: k for k, place in enumerate(places)}
     if stamps.ndim != 3 or not len(stamps) == len(places) == len(number) == len(x) * len(y) or not oversample > 0:
-        raise InputError(
-            f"PSF grid: {len(places)} places with {len(x)} x and {len(y)} y do not make a grid of the data {plane.data.shape}; "
-            "give one detector a file."
-        )
+        raise InputError(_no_grid(len(places), len(x), len(y), plane))
     order = np.array([[number[a, b] for a in x] for b in y])
     return GridPsf(stamps[order], x, y, oversample)

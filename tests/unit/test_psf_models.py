@@ -90,6 +90,37 @@ def test_a_grid_is_its_stamps_and_bilinear_between(tmp_path: Path, kind: str) ->
     np.testing.assert_allclose(found.at(2100, 4100), stamp(7.5))  # beyond the last place, that one
 
 
+def test_two_detectors_in_a_grid_meet_in_a_seam(tmp_path: Path) -> None:
+    """Rows at 0, 2000, 2000, 4000: the PSF jumps at the seam, and what stands after the last place is no place."""
+    cube = np.array([stamp(5 + 0.5 * k) for k in range(8)])
+    places = {"IPSFX01": 0, "IPSFX02": 1000, "IPSFX03": 9999, "JPSFY01": 0, "JPSFY02": 2000, "JPSFY03": 2000, "JPSFY04": 4000}
+    cards = {"NXPSFS": 2, "NYPSFS": 4} | places
+    (tmp_path / "a.fits").write_bytes(encode_fits([Plane("PRIMARY", cube, cards)]))
+    found = model(tmp_path / "a.fits")
+    np.testing.assert_allclose(found.at(0, 1999.999), stamp(6.0), atol=1e-6)
+    np.testing.assert_allclose(found.at(0, 2000), stamp(7.0))
+    np.testing.assert_allclose(found.at(1000, 3000), 0.5 * stamp(7.5) + 0.5 * stamp(8.5))
+    (tmp_path / "b.fits").write_bytes(encode_fits([Plane("PRIMARY", cube, cards | {"JPSFY02": 0})]))
+    with pytest.raises(InputError, match="do not make a grid"):
+        model(tmp_path / "b.fits")
+
+
+def test_the_library_of_a_camera_is_read(data_folder: Path) -> None:
+    """Of Hubble's WFC3/UVIS in F814W: 7 × 8 places on two detectors; the PSF is 0.07″ to 0.09″ wide, pixel included."""
+    path = data_folder / "hst" / "empirical_psfs_f814w.fits"
+    if not path.is_file():
+        pytest.skip("needs hst/empirical_psfs_f814w.fits")
+    found = model(path)
+    assert found.span == ((0, 4096), (0, 4096))
+    for place in ((0, 0), (2048, 1000), (4096, 4096)):
+        stamp_here = found.at(*place)
+        middle = np.unravel_index(stamp_here.argmax(), stamp_here.shape)
+        assert max(abs(m - 50) for m in middle) <= 1
+        assert 0.065 < 0.04 / found.oversample * np.sqrt(4 / np.pi * (stamp_here > stamp_here.max() / 2).sum()) < 0.095
+    jump = np.abs(found.at(2048, 2047.99) - found.at(2048, 2048)).max()
+    assert jump > 5 * np.abs(found.at(2048, 2047.99) - found.at(2048, 2047)).max()
+
+
 @pytest.mark.parametrize(
     ("cards", "words"),
     [
