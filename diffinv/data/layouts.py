@@ -274,7 +274,8 @@ def _header_band(header: Cards, number: int, count: int) -> str | None:
             raise InputError(f"BAND{missing[0]} is missing: the header names other planes of the cube; name all {count} or none.")
         value = header.get(f"BAND{number + first}")
         return str(value).strip() if value is not None else None
-    if _IN_PUPIL.match(pupil := str(header.get("PUPIL", "")).strip().upper()):
+    pupil = str(header.get("PUPIL", "")).strip().upper()
+    if _IN_PUPIL.match(pupil) and str(header.get("BAND", "")).strip().upper() in _NO_FILTER:
         return pupil
     for key in ("BAND", "FILTER", "FILTER1", "FILTER2"):
         value = str(header.get(key, "")).strip()
@@ -353,12 +354,16 @@ def _place(band: RawBand, model: PsfModel, options: InputOptions) -> tuple[float
     """
     if options.psf_position is not None:
         return options.psf_position
+    if model.seam:
+        raise InputError(
+            "the PSF model is of two detectors in one frame, an image is of one; give input.psf_position=[x, y] in that frame."
+        )
     height, width = band.image.shape
     shift = [band.header.get(key) for key in ("LTV1", "LTV2")]
     if all(isinstance(s, (int, float)) for s in shift):
         return (width + 1) / 2 - float(shift[0]), (height + 1) / 2 - float(shift[1])
     for size, (low, high) in zip((width, height), model.span or ()):
-        if size < (high - low) / 2:
+        if size <= (high - low) / 2:
             raise InputError(
                 f"the PSF model is of an image of {high - low:.0f} pixels, this one has {size}, and nothing says where in it; "
                 "give input.psf_position=[x, y], or LTV1 and LTV2."

@@ -41,6 +41,11 @@ class PsfModel(abc.ABC):
     def _stamp(self, x: float, y: float) -> np.ndarray:
         """(S, T) at a place."""
 
+    @property
+    def seam(self) -> bool:
+        """Whether it is of several detectors, whose images do not say by their own pixels where they lie."""
+        return False
+
     def at(self, x: float, y: float) -> np.ndarray:
         """The stamp (S, T) at a place, of the model's own normalisation.
 
@@ -94,6 +99,10 @@ class GridPsf(PsfModel):
         if self.stamps.shape[:2] == (1, 1):
             return None
         return (float(self.x[0]), float(self.x[-1])), (float(self.y[0]), float(self.y[-1]))
+
+    @property
+    def seam(self) -> bool:
+        return any((np.diff(places) == 0).any() for places in (self.x, self.y))
 
     def _stamp(self, x: float, y: float) -> np.ndarray:
         (row, low), (column, left) = _between(self.y, y), _between(self.x, x)
@@ -171,7 +180,17 @@ def _library(plane: Plane) -> GridPsf:
     stamps = stamps[None] if stamps.ndim == 2 else stamps
     if stamps.ndim != 3 or len(stamps) != columns * rows or not (_rises(x) and _rises(y)):
         raise InputError(_no_grid(columns * rows, columns, rows, plane))
-    return GridPsf(stamps.reshape(rows, columns, *stamps.shape[1:]), x, y, _LIBRARY_OVERSAMPLE)
+    clean = np.array([_without_dividers(stamp) for stamp in stamps])
+    return GridPsf(clean.reshape(rows, columns, *stamps.shape[1:]), x, y, _LIBRARY_OVERSAMPLE)
+
+
+def _without_dividers(stamp: np.ndarray) -> np.ndarray:
+    """Without the lines of one negative number that divide detectors in some libraries, along the border of a stamp."""
+    stamp = stamp.copy()
+    for line in (stamp[0], stamp[-1], stamp[:, 0], stamp[:, -1]):
+        if (line <= 0).all() and np.median(line) < 0 and len(set(line[line < 0])) == 1:
+            line[:] = 0
+    return stamp
 
 
 def _rises(places: np.ndarray) -> bool:

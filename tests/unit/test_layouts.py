@@ -117,6 +117,7 @@ def test_a_weight_of_zero_is_no_datum(tmp_path: Path) -> None:
     [
         ({"FILTER": "F150W2", "PUPIL": "F162M"}, "F162M"),
         ({"FILTER": "F200W", "PUPIL": "CLEAR"}, "F200W"),
+        ({"FILTER": "F150W2", "PUPIL": "F162M", "BAND": "F182M"}, "F182M"),
         ({"FILTER": "CLEAR", "PUPIL": "F090W"}, "F090W"),
         ({"FILTER": "F322W2", "PUPIL": "GRISMR"}, "F322W2"),
         ({"FILTER1": "CLEAR1L", "FILTER2": "F814W"}, "F814W"),

@@ -103,6 +103,9 @@ def test_two_detectors_in_a_grid_meet_in_a_seam(tmp_path: Path) -> None:
     (tmp_path / "b.fits").write_bytes(encode_fits([Plane("PRIMARY", cube, cards | {"JPSFY02": 0})]))
     with pytest.raises(InputError, match="do not make a grid"):
         model(tmp_path / "b.fits")
+    image = write_image(tmp_path / "image.fits", LTV1=-100.0, LTV2=-200.0)
+    with pytest.raises(InputError, match=r"of two detectors in one frame.*psf_position"):
+        read_observation(image, InputOptions(psf=(tmp_path / "a.fits",)))
 
 
 def test_the_library_of_a_camera_is_read(data_folder: Path) -> None:
@@ -112,10 +115,11 @@ def test_the_library_of_a_camera_is_read(data_folder: Path) -> None:
         pytest.skip("needs hst/empirical_psfs_f814w.fits")
     found = model(path)
     assert found.span == ((0, 4096), (0, 4096))
-    for place in ((0, 0), (2048, 1000), (4096, 4096)):
+    for place in ((0, 0), (2048, 1000), (2048, 2000), (4000, 2040), (4096, 4096)):
         stamp_here = found.at(*place)
         middle = np.unravel_index(stamp_here.argmax(), stamp_here.shape)
         assert max(abs(m - 50) for m in middle) <= 1
+        assert stamp_here.sum() == pytest.approx(found.at(2048, 682).sum(), rel=0.01)
         assert 0.065 < 0.04 / found.oversample * np.sqrt(4 / np.pi * (stamp_here > stamp_here.max() / 2).sum()) < 0.095
     jump = np.abs(found.at(2048, 2047.99) - found.at(2048, 2048)).max()
     assert jump > 5 * np.abs(found.at(2048, 2047.99) - found.at(2048, 2047)).max()
