@@ -29,6 +29,7 @@ _MAX_DEPTH = 16
 _REASONS = {
     "string_pattern_mismatch": "auto, cpu, cuda or cuda:N",
     "tuple_type": "a list",
+    "path_type": "a path",
     "too_short": "a list of {min_length} or more",
 }
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
@@ -44,6 +45,12 @@ def _split_names(value: Any) -> Any:
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
+
+
+def _pair(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return value
+    raise ValueError("two numbers, [x, y]")
 
 
 def positive_or(*words: str, several: bool = False) -> Any:
@@ -83,6 +90,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Position = Annotated[tuple[Number, Number], BeforeValidator(_pair)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 StampOrPath = Annotated[

@@ -17,7 +17,8 @@ import numpy as np
 from diffinv.core.checks import InputError
 from diffinv.data.catalog import find_objects
 from diffinv.data.fits import read_fits
-from diffinv.data.layouts import InputOptions, RawBand, read_bands
+from diffinv.data.given import read_bands
+from diffinv.data.layouts import InputOptions, RawBand
 from diffinv.data.psf import PsfKind, check_psf
 from diffinv.data.rows import Column, Rows
 

@@ -5,10 +5,8 @@
 * with `InputOptions.hdu`: the HDU of that number in the file, or all HDUs of that name.
 Each comes with its companions, matched by EXTVER and of one shape with it: `VAR`, `VARIANCE` or `ERR`, `DQ` and `MASK` (planes
 are the bits named by MP_* cards), `WHT`, `PSF`, `NOISECOR`. Image planes may be cubes. What the file does not say comes from
-`InputOptions`, and what neither says stays None. A weight of 0 is no datum; the others may be times or inverse variances, which
-files do not say, and are not used.
-A PSF model (`psf_models`) is taken at the middle of the image: at `InputOptions.psf_position`, or where the image's cards LTV1
-and LTV2 place it in the image that it was cut from, or in the image itself if that is most of what the model knows.
+`InputOptions` (`given`), and what neither says stays None. A weight of 0 is no datum; the others may be times or inverse
+variances, which files do not say, and are not used.
 
 DQ: every non-zero value is bad (`InputOptions.dq_bits` selects bits); JWST flags good pixels too, so that there bit 0
 (DO_NOT_USE) decides. Mask planes: BAD, SAT, NO_DATA, EDGE, CR and UNMASKEDNAN are bad; DETECTED, INTRP, SUSPECT and the like are
@@ -19,14 +17,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from diffinv.core.checks import InputError
-from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane, Value, read_fits
-from diffinv.data.psf_models import PsfModel, models_of
+from diffinv.data.fits import MAX_PIXELS, Cards, FitsFile, Plane
 
 BAD_PLANES = ("BAD", "SAT", "NO_DATA", "EDGE", "CR", "UNMASKEDNAN")
 _SATURATION_BITS = {"HST": 256 | 2048, "JWST": 2}
@@ -73,7 +70,9 @@ class RawBand:
     """One band as the file holds it, unchecked.
 
     name: or None. image: (H, W). header: cards that describe it. variance: (H, W), unit², or None. bad: (H, W) bool or None.
-    saturated: (H, W) bool or None. psf: the stamp and its cards, or None. correlation: of the noise, (2K + 1, 2L + 1), or None.
+    saturated: (H, W) bool or None. psf: the stamp and its cards, or None; psf_modelled: a model's, whose source is at the middle
+    of the stamp; psf_scale: of the pixels that the model is of, arcsec, or None. correlation: of the noise, (2K + 1, 2L + 1),
+    or None.
     """
 
     name: str | None
@@ -84,18 +83,31 @@ class RawBand:
     saturated: np.ndarray | None = None
     psf: np.ndarray | None = None
     psf_header: Cards = field(default_factory=dict)
+    psf_modelled: bool = False
+    psf_scale: float | None = None
     correlation: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_bands(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
-    """Every band (or exposure) of a file, with names, PSFs and variances from the options filled in.
+def bands_of(file: FitsFile, options: InputOptions) -> tuple[RawBand, ...]:
+    """Every band (or exposure) of a file, as it says itself; of the options, those that say how to read it.
 
     Raises: InputError if there is no image, or the parts do not fit together.
     """
-    bands = tuple(_bands(file, _image_planes(file, options.hdu), options))
-    bands = _with_psfs(_with_noise(bands, options), options)
-    return _with_names(bands, options)
+    return tuple(_bands(file, _image_planes(file, options.hdu), options))
+
+
+def images_of(file: FitsFile, names: Sequence[str]) -> list[tuple[np.ndarray, Cards, str | None]]:
+    """(image, cards, band or None) of the planes called one of `names` in a file, else of its first image or cube.
+
+    Raises: InputError if there is none.
+    """
+    planes = [p for name in names for p in file.named(name)] or [_first_image(file)]
+    found = []
+    for plane in planes:
+        images, cards = _images(plane), plane.header if len(planes) > 1 else {**file.primary, **plane.header}
+        found += [(image, plane.header, header_band(cards, k, len(images))) for k, image in enumerate(images)]
+    return found
 
 
 def _image_planes(file: FitsFile, hdu: int | str | None) -> list[Plane]:
@@ -133,7 +145,7 @@ def _bands(file: FitsFile, planes: Sequence[Plane], options: InputOptions) -> li
         for k, image in enumerate(images):
             bands.append(
                 RawBand(
-                    _header_band(header, k, len(images)),
+                    header_band(header, k, len(images)),
                     image,
                     header,
                     variance=variance[k] if variance else None,
@@ -262,7 +274,7 @@ def _dq_bits(header: Cards, options: InputOptions) -> tuple[int, tuple[str, ...]
     return -1, ()
 
 
-def _header_band(header: Cards, number: int, count: int) -> str | None:
+def header_band(header: Cards, number: int, count: int) -> str | None:
     """BAND, BANDn of a cube (from 1, or from 0 where there is a BAND0), or a filter card; of JWST's two wheels the narrower.
 
     Raises: InputError if a cube names some of its planes only.
@@ -282,111 +294,3 @@ def _header_band(header: Cards, number: int, count: int) -> str | None:
         if value.upper() not in _NO_FILTER:
             return value
     return None
-
-
-def _with_names(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawBand, ...]:
-    if options.bands is None:
-        note = ("no band name in the file: bands are numbered from 1",)
-        return tuple(b if b.name else replace(b, name=str(k + 1), notes=b.notes + note) for k, b in enumerate(bands))
-    if len(options.bands) != len(bands):
-        raise InputError(
-            f"input.bands names {len(options.bands)} bands ({', '.join(options.bands)}) but the file has {len(bands)}."
-        )
-    for given, band in zip(options.bands, bands, strict=True):
-        if band.name and band.name != given:
-            raise InputError(f"band mismatch: the file says {band.name} but input.bands says {given}; correct one of them.")
-    return tuple(replace(b, name=n) for b, n in zip(bands, options.bands, strict=True))
-
-
-def _with_noise(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawBand, ...]:
-    if options.variance is not None and options.noise_std is not None:
-        raise InputError("both input.variance and input.noise_std are given; give one.")
-    if options.variance is not None:
-        planes = _file_images(options.variance, ("VAR", "VARIANCE"), options)
-        _check_count("variance planes", options.variance, len(planes), len(bands))
-        for plane, band in zip(planes, bands, strict=True):
-            if plane[0].shape != band.image.shape:
-                raise InputError(f"{options.variance}: the variance is {plane[0].shape} but the image {band.image.shape}.")
-        return tuple(replace(b, variance=v[0]) for b, v in zip(bands, planes, strict=True))
-    if options.noise_std is not None:
-        given = options.noise_std if isinstance(options.noise_std, tuple) else (options.noise_std,) * len(bands)
-        if len(given) != len(bands):
-            raise InputError(
-                f"input.noise_std has {len(given)} values but the file has {len(bands)} bands; give one, or one a band."
-            )
-        if not all(np.isfinite(s) and s > 0 for s in given):
-            raise InputError(f"input.noise_std must be finite and > 0, got {options.noise_std}.")
-        return tuple(replace(b, variance=np.full(b.image.shape, float(s) ** 2)) for b, s in zip(bands, given, strict=True))
-    return bands
-
-
-def _with_psfs(bands: tuple[RawBand, ...], options: InputOptions) -> tuple[RawBand, ...]:
-    if options.psf is not None:
-        found = [given for path in options.psf for given in _psfs_of(path, options)]
-        _check_count("PSFs", ", ".join(map(str, options.psf)), len(found), len(bands))
-        bands = tuple(_with_psf(band, given, options) for band, given in zip(bands, found, strict=True))
-    said: dict[str, Value | None] = {"OVERSAMP": options.psf_oversample, "PSFKIND": options.psf_kind, "PSFNORM": options.psf_norm}
-    override = {k: v for k, v in said.items() if v is not None}
-    return tuple(replace(b, psf_header={**b.psf_header, **override}) for b in bands)
-
-
-def _psfs_of(path: Path, options: InputOptions) -> Sequence[tuple[np.ndarray, Cards] | PsfModel]:
-    """The PSFs of a file: its models if there are any, else its stamps."""
-    file = read_fits(path, max_pixels=options.max_pixels)
-    try:
-        return models_of(file) or _planes_of(file, ("PSF",))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _with_psf(band: RawBand, given: tuple[np.ndarray, Cards] | PsfModel, options: InputOptions) -> RawBand:
-    if not isinstance(given, PsfModel):
-        return replace(band, psf=given[0], psf_header=given[1])
-    x, y = _place(band, given, options)
-    note = f"PSF model taken at pixel ({x:g}, {y:g})" if given.span is not None else "PSF model that is the same everywhere"
-    return replace(band, psf=given.at(x, y), psf_header={"OVERSAMP": given.oversample}, notes=(*band.notes, note))
-
-
-def _place(band: RawBand, model: PsfModel, options: InputOptions) -> tuple[float, float]:
-    """Where the middle of a band's image lies in the image that a PSF model is of.
-
-    Raises: InputError if nothing says it.
-    """
-    if options.psf_position is not None:
-        return options.psf_position
-    if model.seam:
-        raise InputError(
-            "the PSF model is of two detectors in one frame, an image is of one; give input.psf_position=[x, y] in that frame."
-        )
-    height, width = band.image.shape
-    shift = [band.header.get(key) for key in ("LTV1", "LTV2")]
-    if all(isinstance(s, (int, float)) for s in shift):
-        return (width + 1) / 2 - float(shift[0]), (height + 1) / 2 - float(shift[1])
-    for size, (low, high) in zip((width, height), model.span or ()):
-        if size <= (high - low) / 2:
-            raise InputError(
-                f"the PSF model is of an image of {high - low:.0f} pixels, this one has {size}, and nothing says where in it; "
-                "give input.psf_position=[x, y], or LTV1 and LTV2."
-            )
-    return (width + 1) / 2, (height + 1) / 2
-
-
-def _file_images(path: Path, names: tuple[str, ...], options: InputOptions) -> list[tuple[np.ndarray, Cards]]:
-    """The images of the planes called one of `names` in a file of its own, else of its first image or cube."""
-    file = read_fits(path, max_pixels=options.max_pixels)
-    try:
-        return _planes_of(file, names)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _planes_of(file: FitsFile, names: tuple[str, ...]) -> list[tuple[np.ndarray, Cards]]:
-    planes = [p for name in names for p in file.named(name)] or [_first_image(file)]
-    return [(image, plane.header) for plane in planes for image in _images(plane)]
-
-
-def _check_count(what: str, path: Path | str, given: int, needed: int) -> None:
-    if given != needed:
-        raise InputError(
-            f"{path}: {given} {what} for {needed} bands; give one a band, as EXTVER, as a cube or as a list of files."
-        )

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import binary_dilation, binary_propagation
 
 from diffinv.core.checks import InputError
 from diffinv.data.catalog import Entry, object_name
 from diffinv.data.fits import Plane
+from diffinv.data.given import read_bands
 from diffinv.data.grids import SkyGrid
 from diffinv.data.inputs import read_input
-from diffinv.data.layouts import InputOptions, RawBand, read_bands
+from diffinv.data.layouts import InputOptions, RawBand
 from diffinv.data.psf import PointSpread, PsfKind, check_psf, check_psf_scale
 
 MOST_BAD = 0.5
@@ -30,6 +32,7 @@ _MANY = 0.01  # share of the pixels
 _CLEAR, _SHARE = 5.0, 0.1  # of light at the edge: in its errors, and of the mean of the image
 _COUNTS = ("adu", "dn", "count", "ct", "electron", "e-", "e", "photon", "data number")
 _SAME_MAGNITUDE = 1e-6
+_SCALES_DIFFER = 0.05  # more than distortions and rounded cards do
 _SOLID_ANGLE = re.compile(  # in lower case: sr, arcsec2, sqdeg, mas^-2, beam, …
     r"(?<![a-z])(?:sq)?(?:[munµμ]?sr|ster\w*|[munµμ]?arc ?sec\w*|asec|arc ?min\w*|mas|deg(?:ree)?s?|beam"
     r"|(?:as|rad)(?=[\s^*(_-]*2))(?![a-z])"
@@ -128,6 +131,11 @@ def _check_band(raw: RawBand, options: InputOptions) -> Band:
     grid = SkyGrid.from_header(header, raw.image.shape, pixel_scale=options.pixel_scale)
     psf, psf_notes = _psf(raw)
     check_psf_scale(psf, raw.image.shape)
+    if raw.psf_scale is not None and abs(raw.psf_scale / grid.pixel_scale - 1) > _SCALES_DIFFER:
+        raise InputError(
+            f"the PSF model is of pixels of {raw.psf_scale:.4g}″ but the image's are {grid.pixel_scale:.4g}″; give the model of "
+            "this image."
+        )
     unit = _unit(raw, options)
     saturated, level_notes = _saturated(raw, unit)
     good = np.isfinite(raw.image) & ~saturated
@@ -165,7 +173,8 @@ def _psf(raw: RawBand) -> tuple[PointSpread, tuple[str, ...]]:
     norm, oversample = cards.get("PSFNORM"), cards.get("OVERSAMP", 1.0)
     if not all(isinstance(v, (int, float)) for v in (oversample, 1.0 if norm is None else norm)):
         raise InputError(f"PSFNORM = {norm!r} and OVERSAMP = {oversample!r} must be numbers.")
-    return check_psf(raw.psf, norm=norm, oversample=float(oversample), kind=PsfKind(kind))
+    kind = PsfKind(kind)
+    return check_psf(raw.psf, norm=norm, oversample=float(oversample), kind=kind, modelled=raw.psf_modelled)
 
 
 def _unit(raw: RawBand, options: InputOptions) -> str:
@@ -219,7 +228,8 @@ def _check_pixels(raw: RawBand, good: np.ndarray) -> None:
     if share > MOST_BAD:
         finite = np.isfinite(raw.image).mean()
         raise InputError(
-            f"{share:.0%} of the pixels are bad ({1 - finite:.0%} not finite); more than half must be good: check DQ and VAR."
+            f"{share:.0%} of the pixels are bad ({1 - finite:.0%} not finite); more than half must be good: check DQ, VAR "
+            "and WHT."
         )
     values = raw.image[good]
     if values.max() == values.min():
@@ -243,13 +253,14 @@ def _zero_note(raw: RawBand, good: np.ndarray) -> tuple[str, ...]:
 
 
 def edge_light(image: np.ndarray, variance: np.ndarray, good: np.ndarray) -> float:
-    """Mean of the outermost pixels in units of the mean of all, or 0 where it is not clear: below 5 σ, or below a tenth.
+    """Mean of the outermost good pixels in units of the mean of all, or 0 where it is not clear: below 5 σ, or below a tenth.
 
-    What is outside then shines into the image, and cannot be left out of the model. Arguments: (H, W) each.
+    Bad pixels that reach the edge are outside. What is outside shines into the image then, and cannot be left out of the model.
+    Arguments: (H, W) each.
     """
-    edge = np.ones(good.shape, dtype=bool)
-    edge[1:-1, 1:-1] = False
-    edge &= good
+    inside = np.pad(good, 1)
+    outside = binary_propagation(np.pad(np.zeros_like(good), 1, constant_values=True), mask=~inside)
+    edge = (binary_dilation(outside, np.ones((3, 3))) & inside)[1:-1, 1:-1]
     total = float(image[good].mean())
     if not edge.any() or not total > 0:
         return 0.0

@@ -28,7 +28,7 @@ REGULARISATION = 1e-3
 SMALLEST_TARGET = 1.5  # output pixels; a narrower Gaussian is not held by its samples
 LARGEST_GAIN = 5.0
 _OFF_CENTRE = 0.5
-_CUT = 0.1
+_CUT = 0.1  # of the peak at the border of a stamp, or below 0, of its flux
 
 
 class PsfKind(StrEnum):
@@ -58,15 +58,17 @@ class PointSpread:
         return half_area_diameter(self.stamp) / self.oversample
 
 
-def check_psf(stamp: np.ndarray, *, norm: float | None, oversample: float, kind: PsfKind) -> tuple[PointSpread, tuple[str, ...]]:
+def check_psf(
+    stamp: np.ndarray, *, norm: float | None, oversample: float, kind: PsfKind, modelled: bool = False
+) -> tuple[PointSpread, tuple[str, ...]]:
     """A usable PSF from a stamp as it came, and notes on what was done to it.
 
     Odd sides: the source is at the central pixel. Even sides: at the centre of the stamp or half a pixel above it (the FFT
-    convention), whichever is nearer to the centroid of the core. A stamp is never shifted.
+    convention), whichever is nearer to the centroid of the core; that of a model is at the centre. A stamp is never shifted.
 
     Arguments:
         stamp: (S, T), any positive normalisation. norm: its encircled energy, None for 1 (noted).
-        oversample: stamp pixels a data pixel. kind: what the stamp holds.
+        oversample: stamp pixels a data pixel. kind: what the stamp holds. modelled: whether it is of a PSF model.
     Raises: InputError if it is not an image of a point source, or has another pixel scale than it claims.
     """
     stamp = np.asarray(stamp, dtype=np.float64)
@@ -81,7 +83,7 @@ def check_psf(stamp: np.ndarray, *, norm: float | None, oversample: float, kind:
         raise InputError(f"the PSF's oversampling must be > 0, got {oversample}; correct OVERSAMP.")
     if norm is not None and not 0 < norm <= 1.01:
         raise InputError(f"PSFNORM must be an encircled energy in (0, 1], got {norm}; correct it or leave it out.")
-    centre, notes = _find_centre(stamp)
+    centre, notes = _find_centre(stamp, oversample if modelled else None)
     _check_extent(stamp)
     target = 1.0 if norm is None else float(norm)
     if norm is None:
@@ -104,21 +106,25 @@ def half_area_diameter(stamp: np.ndarray) -> float:
     return float(2 * np.sqrt(np.count_nonzero(stamp >= stamp.max() / 2) / np.pi))
 
 
-def _find_centre(stamp: np.ndarray) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Centre by convention, checked against the centroid of the pixels above a fifth of the peak."""
+def _find_centre(stamp: np.ndarray, model_step: float | None) -> tuple[tuple[float, float], tuple[str, ...]]:
+    """Centre by convention, checked against the centroid of the pixels above a fifth of the peak.
+
+    model_step: stamp pixels a data pixel of a model, whose centroid may leave the middle by aberrations; None for a stamp.
+    """
     core = np.where(stamp >= 0.2 * stamp.max(), stamp, 0.0)
     centroid = [float((np.arange(n) * core.sum(axis=1 - axis)).sum() / core.sum()) for axis, n in enumerate(stamp.shape)]
     centre, notes = [], ()
     for n, c in zip(stamp.shape, centroid, strict=True):
-        places = [(n - 1) / 2] if n % 2 else [(n - 1) / 2, n / 2]
+        places = [(n - 1) / 2] if n % 2 or model_step else [(n - 1) / 2, n / 2]
         centre.append(min(places, key=lambda place: abs(place - c)))
     offset = [c - p for c, p in zip(centroid, centre, strict=True)]
-    if max(map(abs, offset)) > _OFF_CENTRE:
+    limit = _OFF_CENTRE * max(1.0, model_step or 1.0)
+    if max(map(abs, offset)) > limit:
         raise InputError(
-            f"the PSF is off-centre by ({offset[1]:+.2f}, {offset[0]:+.2f}) pixels in (x, y), more than {_OFF_CENTRE}; "
+            f"the PSF is off-centre by ({offset[1]:+.2f}, {offset[0]:+.2f}) pixels in (x, y), more than {limit:g}; "
             "cut it around its source."
         )
-    if any(n % 2 == 0 for n in stamp.shape):
+    if not model_step and any(n % 2 == 0 for n in stamp.shape):
         notes += (
             f"PSF of even size {stamp.shape[0]}×{stamp.shape[1]}: source taken at row {centre[0]:g}, column {centre[1]:g} from 0",
         )
@@ -130,13 +136,19 @@ def _find_centre(stamp: np.ndarray) -> tuple[tuple[float, float], tuple[str, ...
 
 
 def _check_extent(stamp: np.ndarray) -> None:
-    """A delta, √(4 ln 2/π Σ/peak) = .94 pixels wide, is sharper than a pixel; a stamp bright at its border is cut or too wide."""
+    """A delta, √(4 ln 2/π Σ/peak) = .94 pixels wide, is sharper than a pixel; a stamp bright at its border is cut or too
+    wide, and none is below 0 there."""
     width = float(np.sqrt(4 * np.log(2) / np.pi * stamp.sum() / stamp.max()))
     if width < 1:
         raise InputError(
             f"the PSF's FWHM of {width:.2f} stamp pixels is below one; check its pixel scale, or give an oversampled stamp."
         )
-    border = np.concatenate([stamp[0], stamp[-1], stamp[1:-1, 0], stamp[1:-1, -1]]).mean()
+    border = float(np.concatenate([stamp[0], stamp[-1], stamp[1:-1, 0], stamp[1:-1, -1]]).mean())
+    if -border * stamp.size > _CUT * stamp.sum():
+        raise InputError(
+            f"the PSF's background is below 0 (border at {border / stamp.max():.2%} of the peak, over the stamp "
+            f"{-border * stamp.size / stamp.sum():.0%} of its flux); add what was subtracted too much."
+        )
     if border > _CUT * stamp.max() or half_area_diameter(stamp) > min(stamp.shape) / 2:
         raise InputError(
             f"the PSF fills its stamp (border at {border / stamp.max():.0%} of the peak, FWHM {half_area_diameter(stamp):.3g} "

@@ -15,26 +15,31 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from diffinv.core.checks import InputError
 from diffinv.data.fits import Cards, FitsFile, Plane, Table
+from diffinv.data.layouts import header_band
 
 _BEYOND = 0.1  # of the range that the model knows
 _LIBRARY_OVERSAMPLE, _NO_PLACE = 4.0, 9999.0  # of every STDPSF
-_PLACE = re.compile(r"^\(\s*([-+.\deE]+)\s*,\s*([-+.\deE]+)\s*\)$")
+_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+_PLACE = re.compile(rf"^\({_NUMBER},{_NUMBER}\)$")
 
 
 class PsfModel(abc.ABC):
     """A PSF for every place.
 
     oversample: stamp pixels an image pixel. span: the range of x and of y that it knows, ((x₀, x₁), (y₀, y₁)), or None if it is
-    the same everywhere.
+    the same everywhere; x₀ = x₁ if it does not change along x. band: that its file names, or None. pixel_scale: of the image,
+    arcsec, or None if its file does not say it.
     """
 
     oversample: float
+    band: str | None
+    pixel_scale: float | None
     span: tuple[tuple[float, float], tuple[float, float]] | None
 
     @abc.abstractmethod
@@ -53,7 +58,7 @@ class PsfModel(abc.ABC):
         """
         for name, place, (low, high) in zip("xy", (x, y), self.span or ()):
             slack = _BEYOND * (high - low)
-            if not low - slack <= place <= high + slack:
+            if low < high and not low - slack <= place <= high + slack:
                 raise InputError(
                     f"the PSF model knows {name} from {low:g} to {high:g}, not {place:g}; check input.psf_position, and that the "
                     "model is of this image."
@@ -70,6 +75,8 @@ class PolynomialPsf(PsfModel):
     scale: tuple[float, float]
     degree: int
     oversample: float
+    band: str | None = None
+    pixel_scale: float | None = None
 
     @property
     def span(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
@@ -93,6 +100,8 @@ class GridPsf(PsfModel):
     x: np.ndarray
     y: np.ndarray
     oversample: float
+    band: str | None = None
+    pixel_scale: float | None = None
 
     @property
     def span(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
@@ -125,12 +134,16 @@ def models_of(file: FitsFile) -> list[PsfModel]:
 
     Raises: InputError for a model that cannot be read, or depends on more than the place.
     """
-    found = [_psfex(table) for table in file.tables if table.name == "PSF_DATA" and "PSF_MASK" in table.columns]
+    found: list[PsfModel] = [
+        replace(_psfex(table), band=header_band(table.header, 0, 1))
+        for table in file.tables
+        if table.name == "PSF_DATA" and "PSF_MASK" in table.columns
+    ]
     for plane in file.planes:
         if plane.data is not None and "NXPSFS" in plane.header:
-            found.append(_library(plane))
+            found.append(replace(_library(plane), band=header_band(plane.header, 0, 1)))
         elif plane.data is not None and "DET_YX0" in plane.header:
-            found.append(_simulated(plane))
+            found.append(replace(_simulated(plane), band=header_band(plane.header, 0, 1)))
     return found
 
 
@@ -143,7 +156,10 @@ def _number(cards: Cards, name: str, default: float | None = None) -> float:
 
 def _psfex(table: Table) -> PolynomialPsf:
     cards = table.header
-    terms = np.asarray(table.columns["PSF_MASK"], dtype=np.float64)
+    try:
+        terms = np.asarray(table.columns["PSF_MASK"], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("PSFEx model: PSF_MASK does not hold numbers of one shape; the file is damaged.") from error
     terms = terms[0] if len(terms) == 1 else terms
     terms = terms[None] if terms.ndim == 2 else terms
     axes = int(_number(cards, "POLNAXIS", 0))
@@ -222,7 +238,7 @@ def _listed(cards: Mapping[str, object], key: str, count: int) -> np.ndarray:
 
 
 def _simulated(plane: Plane) -> GridPsf:
-    """stpsf: DET_YX0, DET_YX1, … = "(y, x)" from 0, in any order, and OVERSAMP."""
+    """stpsf: DET_YX0, DET_YX1, … = "(y, x)" from 0, in any order, and OVERSAMP; FOV″ are FOVPIXEL pixels."""
     places = []
     for k in range(1 if plane.data.ndim == 2 else len(plane.data)):
         found = _PLACE.match(str(plane.header.get(f"DET_YX{k}", "")).strip())
@@ -230,6 +246,9 @@ def _simulated(plane: Plane) -> GridPsf:
             raise InputError(f"PSF grid: DET_YX{k} is {plane.header.get(f'DET_YX{k}')!r}; it must be a place, (y, x).")
         places.append((float(found[2]) + 1, float(found[1]) + 1))
     oversample = _number(plane.header, "OVERSAMP")
+    scale = None
+    if {"FOV", "FOVPIXEL"} <= plane.header.keys():
+        scale = _number(plane.header, "FOV") / max(_number(plane.header, "FOVPIXEL"), 1)
     stamps = np.asarray(plane.data, dtype=np.float64)
     stamps = stamps[None] if stamps.ndim == 2 else stamps
     x, y = (np.array(sorted(set(values))) for values in zip(*places, strict=True))
@@ -237,4 +256,4 @@ def _simulated(plane: Plane) -> GridPsf:
     if stamps.ndim != 3 or not len(stamps) == len(places) == len(number) == len(x) * len(y) or not oversample > 0:
         raise InputError(_no_grid(len(places), len(x), len(y), plane))
     order = np.array([[number[a, b] for a in x] for b in y])
-    return GridPsf(stamps[order], x, y, oversample)
+    return GridPsf(stamps[order], x, y, oversample, pixel_scale=scale)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from diffinv.config import Count, Device, Field, Names, Number, Paths, Positive, PositiveList, Section, Seed, Share
+from diffinv.config import Count, Device, Field, Names, Number, Paths, Position, Positive, PositiveList, Section, Seed, Share
 
-Position = tuple[Number, Number]
 Weights = Annotated[dict[str, Number], Field(min_length=1)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,9 +185,11 @@ def test_psfs_are_one_file_or_one_a_band_and_are_written_as_they_were_given() ->
         assert options.psf_position == (100, 20.5)
         written = config.model_dump(mode="json")["input"]["psf"]
         assert written == (paths[0] if len(paths) == 1 else list(paths))
-    for text in ("input.psf=[]", "input.psf_position=[1]", "input.psf_position=[1, x]"):
-        with pytest.raises(ConfigError, match=text.partition("=")[0]):
-            load(SampleConfig, None, [parse_set(text)])
+    place = "two numbers, [x, y]"
+    refused = {"psf=[]": "1 or more", "psf=[1]": "a path, got 1", "psf_position=[1, x]": "number, got 'x'"}
+    for text, words in (refused | {"psf_position=[1]": place, "psf_position=[1, 2, 3]": place, "psf_position=5": place}).items():
+        with pytest.raises(ConfigError, match=re.escape(f"input.{text.partition('=')[0]}: expected ") + ".*" + re.escape(words)):
+            load(SampleConfig, None, [parse_set(f"input.{text}")])
 
 
 def test_identity_holds_what_decides_the_numbers_and_nothing_else() -> None:

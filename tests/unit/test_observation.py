@@ -180,10 +180,12 @@ def test_light_at_the_edge_is_said() -> None:
     rows, columns = np.indices(SHAPE)
     radius = np.hypot(rows - SHAPE[0] / 2, columns - SHAPE[1] / 2)
     for size, said in ((2.0, False), (20.0, True)):
-        band = checked_band(
-            image=50 * np.exp(-radius / size) + np.random.default_rng(1).normal(size=SHAPE), variance=np.ones(SHAPE)
-        )
-        assert _says(band, "light reaches the edge of the image") == said
+        image = 50 * np.exp(-radius / size) + np.random.default_rng(1).normal(size=SHAPE)
+        frame = np.ones(SHAPE)
+        frame[2:-2, 2:-2] = 0
+        for unseen in (np.zeros(SHAPE, dtype=bool), frame > 0):  # behind a frame of bad pixels as well
+            band = checked_band(image=np.where(unseen, np.nan, image), variance=np.ones(SHAPE))
+            assert _says(band, "light reaches the edge of the image") == said
     assert not _says(checked_band(image=np.random.default_rng(1).normal(size=SHAPE)), "edge")
 
 

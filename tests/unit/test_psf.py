@@ -138,6 +138,7 @@ GOOD = _stamp((0.7, 0.7), 0.2, 31)
         (_stamp((4.0, 4.0), 0.2, 31), {}, "fills its stamp"),
         (np.pad([[1.0]], 15), {}, "below one"),
         (GOOD[:, 0], {}, "3×3"),
+        (GOOD - 0.005 * GOOD.max(), {}, "background is below 0"),
         (GOOD, {"norm": 1.4}, "PSFNORM"),
         (GOOD, {"norm": -1.0}, "PSFNORM"),
         (GOOD, {"oversample": 0.0}, "OVERSAMP"),
@@ -153,6 +154,19 @@ def test_a_psf_wider_than_half_of_the_image_is_refused() -> None:
     check_psf_scale(psf, (32, 32))
     with pytest.raises(InputError, match="half of the image"):
         check_psf_scale(psf, (18, 32))
+
+
+def test_the_source_of_a_model_is_at_the_middle_of_its_stamp() -> None:
+    """Aberrations move the centroid: 2 stamp pixels are half a pixel of the data here."""
+    line = np.exp(-0.5 * ((np.arange(30) - 15.4) / 2.0) ** 2)
+    options = {"norm": 1.0, "oversample": 4.0, "kind": PsfKind.EFFECTIVE}
+    psf, notes = check_psf(np.outer(line, line), modelled=True, **options)
+    assert psf.centre == (14.5, 14.5)
+    assert not any("even size" in note for note in notes)
+    assert check_psf(np.outer(line, line), **options)[0].centre == (15.0, 15.0)
+    far = np.exp(-0.5 * ((np.arange(30) - 16.8) / 2.0) ** 2)
+    with pytest.raises(InputError, match="off-centre"):
+        check_psf(np.outer(far, far), modelled=True, **options)
 
 
 @pytest.mark.parametrize(("scale", "norm", "total"), [(3.0, None, 1.0), (0.5, 0.98, 0.98), (0.98, 0.98, 0.98)])

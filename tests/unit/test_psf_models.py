@@ -13,7 +13,8 @@ from galsim.des import DES_PSFEx
 from diffinv.core.checks import InputError
 from diffinv.data.catalog import Cut
 from diffinv.data.fits import Plane, decode_fits, encode_fits, read_fits
-from diffinv.data.layouts import InputOptions, read_bands
+from diffinv.data.given import read_bands
+from diffinv.data.layouts import InputOptions
 from diffinv.data.mosaics import read_cut
 from diffinv.data.observation import Band, read_observation
 from diffinv.data.psf import gaussian_stamp
@@ -151,6 +152,23 @@ def test_a_grid_with_a_place_missing_is_refused(tmp_path: Path) -> None:
         model(tmp_path / "c.fits")
 
 
+def test_a_model_that_is_no_numbers_is_refused(tmp_path: Path) -> None:
+    plane = read_fits(write_grid(tmp_path / "a.fits", "stpsf")).planes[0]
+    (tmp_path / "b.fits").write_bytes(encode_fits([Plane("PRIMARY", plane.data, {**plane.header, "DET_YX2": "(1.2.3, 4)"})]))
+    with pytest.raises(InputError, match=r"DET_YX2 is '\(1.2.3, 4\)'"):
+        model(tmp_path / "b.fits")
+    column = fits.Column("PSF_MASK", "PE()", array=np.array([np.ones(3), np.ones(4)], dtype=object))
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns([column], name="PSF_DATA")]).writeto(tmp_path / "c.psf")
+    with pytest.raises(InputError, match="PSF"):
+        model(tmp_path / "c.psf")
+
+
+def test_a_grid_of_one_row_is_the_same_along_y(tmp_path: Path) -> None:
+    cards = {"NXPSFS": 2, "NYPSFS": 1, "IPSFX01": 0, "IPSFX02": 1000, "JPSFY01": 500}
+    (tmp_path / "a.fits").write_bytes(encode_fits([Plane("PRIMARY", np.array([stamp(5.0), stamp(6.0)]), cards)]))
+    np.testing.assert_allclose(model(tmp_path / "a.fits").at(250, 3000), 0.75 * stamp(5.0) + 0.25 * stamp(6.0))
+
+
 def write_image(path: Path, shape: tuple[int, int] = (40, 50), **cards: object) -> Path:
     image = np.random.default_rng(0).normal(size=shape)
     header = {"BUNIT": "nJy", "BAND": "i", "PIXSCALE": 0.2} | cards
@@ -171,6 +189,8 @@ def test_the_model_is_taken_where_the_image_lies(tmp_path: Path) -> None:
     assert band.psf.oversample == 2
     assert any("PSF model taken at pixel (1225.5, 320.5)" in note for note in band.notes)
     same(read_observation(image, InputOptions(psf=(psf,), psf_position=(17.0, 18.0))).bands[0], model(psf).at(17.0, 18.0))
+    fine = write_image(tmp_path / "fine.fits", LTV1=-1200.0, LTV2=-300.0, LTM1_1=2.0, LTM2_2=2.0)
+    same(read_observation(fine, InputOptions(psf=(psf,))).bands[0], model(psf).at(1225.5 / 2, 320.5 / 2))
     whole = write_image(tmp_path / "whole.fits", (2100, 1100))
     same(read_observation(whole, InputOptions(psf=(psf,))).bands[0], model(psf).at(550.5, 1050.5))
 
@@ -179,7 +199,10 @@ def test_a_cutout_that_does_not_say_where_it_lies_is_refused(tmp_path: Path) -> 
     psf, image = write_psfex(tmp_path / "a.psf"), write_image(tmp_path / "image.fits")
     with pytest.raises(InputError, match=r"image of 2000 pixels, this one has 50.*input.psf_position=\[x, y\]"):
         read_observation(image, InputOptions(psf=(psf,)))
-    with pytest.raises(InputError, match="knows x from 0.5 to 2000.5, not 2500"):
+    unmoved = write_image(tmp_path / "unmoved.fits", LTV1=0.0, LTV2=0.0)
+    with pytest.raises(InputError, match="nothing says where in it"):
+        read_observation(unmoved, InputOptions(psf=(psf,)))
+    with pytest.raises(InputError, match=r"^\S*a.psf: the PSF model knows x from 0.5 to 2000.5, not 2500"):
         read_observation(image, InputOptions(psf=(psf,), psf_position=(2500.0, 1.0)))
     constant = _psfex(tmp_path / "b.psf", [stamp(6.0)], POLNAXIS=0)
     same(read_observation(image, InputOptions(psf=(constant,))).bands[0], stamp(6.0))
@@ -188,14 +211,14 @@ def test_a_cutout_that_does_not_say_where_it_lies_is_refused(tmp_path: Path) -> 
 def test_one_file_a_band(tmp_path: Path) -> None:
     """A model and a stamp."""
     image = np.random.default_rng(0).normal(size=(2, 40, 50))
-    cards = {"BUNIT": "nJy", "BAND1": "g", "BAND2": "i", "PIXSCALE": 0.2, "LTV1": 0.0, "LTV2": 0.0}
+    cards = {"BUNIT": "nJy", "BAND1": "g", "BAND2": "i", "PIXSCALE": 0.2, "LTV1": -1.0, "LTV2": -2.0}
     path = tmp_path / "cube.fits"
     path.write_bytes(encode_fits([Plane("PRIMARY", image, cards), Plane("VAR", np.ones((2, 40, 50)), {})]))
     plain = tmp_path / "psf.fits"
     plain.write_bytes(encode_fits([Plane("PRIMARY", stamp(3.0), {})]))
     psf = write_psfex(tmp_path / "a.psf")
     first, second = read_observation(path, InputOptions(psf=(psf, plain))).bands
-    same(first, model(psf).at(25.5, 20.5))
+    same(first, model(psf).at(26.5, 22.5))
     same(second, stamp(3.0))
     assert (first.psf.oversample, second.psf.oversample) == (2, 1)
     with pytest.raises(InputError, match="1 PSFs for 2 bands; give one a band, as EXTVER, as a cube or as a list of files"):
@@ -215,3 +238,41 @@ def test_a_square_of_a_mosaic_has_the_psf_of_its_place(tmp_path: Path) -> None:
     again = cut.named("SCI")[0]
     assert (again.header["LTV1"], again.header["LTV2"]) == (-184.0, -84.0)
     assert decode_fits(mosaic, mosaic.read_bytes()).named("SCI")[0].data[84, 184] == again.data[0, 0]
+
+
+def test_psfs_that_name_bands_go_to_these(tmp_path: Path) -> None:
+    """In whatever order they are given; a PSF of another band is refused, one that names none is taken in its turn."""
+    cards = {"BUNIT": "nJy", "BAND1": "HSC-G", "BAND2": "i", "PIXSCALE": 0.2}
+    path = tmp_path / "cube.fits"
+    image = np.random.default_rng(0).normal(size=(2, 40, 50))
+    path.write_bytes(encode_fits([Plane("PRIMARY", image, cards), Plane("VAR", np.ones((2, 40, 50)), {})]))
+
+    def named(name: str, width: float, **cards: object) -> Path:
+        (tmp_path / name).write_bytes(encode_fits([Plane("PRIMARY", stamp(width), cards)]))
+        return tmp_path / name
+
+    g, i, r = named("g.fits", 3.0, BAND="g"), named("i.fits", 4.0, FILTER="I"), named("r.fits", 5.0, BAND="r")
+    plain = named("plain.fits", 6.0)
+    for given in ((g, i), (i, g)):
+        first, second = read_observation(path, InputOptions(psf=given)).bands
+        same(first, stamp(3.0))
+        same(second, stamp(4.0))
+    same(read_observation(path, InputOptions(psf=(g, plain))).bands[1], stamp(6.0))
+    with pytest.raises(InputError, match=r"^\S*r.fits: the PSF is of band r, not of i; give the PSF of i"):
+        read_observation(path, InputOptions(psf=(g, r)))
+    with pytest.raises(InputError, match=r"i.fits: the PSF is of band I, not of HSC-G"):
+        read_observation(path, InputOptions(psf=(i, plain)))
+
+
+def test_a_grid_of_other_pixels_than_the_images_is_refused(tmp_path: Path) -> None:
+    plane = read_fits(write_grid(tmp_path / "a.fits", "stpsf")).planes[0]
+    image = write_image(tmp_path / "image.fits")
+    options = InputOptions(psf=(tmp_path / "b.fits",), psf_position=(500.0, 500.0))
+    for field, refused in ((6.6, False), (3.2, True)):
+        cards = {**plane.header, "FOV": field, "FOVPIXEL": 33}
+        (tmp_path / "b.fits").write_bytes(encode_fits([Plane("PRIMARY", plane.data, cards)]))
+        if refused:
+            with pytest.raises(InputError, match="pixels of 0.09697″ but the image's are 0.2″"):
+                read_observation(image, options)
+        else:
+            read_observation(image, options)
