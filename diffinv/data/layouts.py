@@ -30,6 +30,7 @@ _SATURATION_BITS = {"HST": 256 | 2048, "JWST": 2}
 _INTEGERS = ("DQ", "MASK")
 _COMPANIONS = ("VAR", "VARIANCE", "ERR", "DQ", "MASK", "WHT", "PSF", "NOISECOR")
 _IN_PUPIL = re.compile(r"F\d+[NMW]$")  # of NIRCam and NIRISS: within a broad FILTER, or beside CLEAR
+_GRISM = re.compile(r"(GR150[CR]|GRISM\w*|G\d{3}[LM]?)$")  # of NIRISS, NIRCam, and ACS and WFC3
 _NO_FILTER = ("", "CLEAR", "CLEAR1L", "CLEAR2L", "CLEAR1S", "CLEAR2S", "N/A")
 
 
@@ -133,6 +134,7 @@ def _bands(file: FitsFile, planes: Sequence[Plane], options: InputOptions) -> li
     for number, plane in enumerate(planes):
         own = {name: found[number] for name, found in parts.items()}
         header = {**file.primary, **plane.header}
+        _check_direct(header)
         images, stamps = _images(plane), _images(own["PSF"]) if own["PSF"] else []
         variance = _alike(own["VAR"] or own["VARIANCE"], plane) or [_square(e) for e in _alike(own["ERR"], plane)]
         bad, saturated, notes = _flags(own["DQ"], own["MASK"], plane, header, options)
@@ -158,6 +160,14 @@ def _bands(file: FitsFile, planes: Sequence[Plane], options: InputOptions) -> li
                 )
             )
     return bands
+
+
+def _check_direct(header: Cards) -> None:
+    """Raise InputError for an image through a grism: each source is a spectrum there."""
+    for key in ("FILTER", "FILTER1", "FILTER2", "PUPIL"):
+        value = str(header.get(key, "")).strip().upper()
+        if _GRISM.match(value):
+            raise InputError(f"{key} is {value}, a grism: sources are spectra there; give a direct image.")
 
 
 def _flags(

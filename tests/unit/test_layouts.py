@@ -119,13 +119,22 @@ def test_a_weight_of_zero_is_no_datum(tmp_path: Path) -> None:
         ({"FILTER": "F200W", "PUPIL": "CLEAR"}, "F200W"),
         ({"FILTER": "F150W2", "PUPIL": "F162M", "BAND": "F182M"}, "F182M"),
         ({"FILTER": "CLEAR", "PUPIL": "F090W"}, "F090W"),
-        ({"FILTER": "F322W2", "PUPIL": "GRISMR"}, "F322W2"),
         ({"FILTER1": "CLEAR1L", "FILTER2": "F814W"}, "F814W"),
     ],
 )
 def test_of_two_filter_wheels_the_one_that_decides_names_the_band(tmp_path: Path, cards: dict[str, str], name: str) -> None:
     path = _write(tmp_path / "a.fits", Plane("SCI", _image(), {"BUNIT": "nJy", "PIXSCALE": 0.2} | cards), Plane("PSF", PSF, {}))
     assert read_observation(path, InputOptions()).bands[0].name == name
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [{"FILTER": "F322W2", "PUPIL": "GRISMR"}, {"FILTER": "GR150R", "PUPIL": "F115W"}, {"FILTER1": "G800L", "FILTER2": "CLEAR2L"}],
+)
+def test_spectra_of_a_grism_are_refused(tmp_path: Path, cards: dict[str, str]) -> None:
+    path = _write(tmp_path / "a.fits", Plane("SCI", _image(), {"BUNIT": "nJy", "PIXSCALE": 0.2} | cards), Plane("PSF", PSF, {}))
+    with pytest.raises(InputError, match="a grism: sources are spectra there"):
+        read_observation(path, InputOptions())
 
 
 def test_every_exposure_called_image_is_read(tmp_path: Path) -> None:
