@@ -7,7 +7,8 @@ centres p_j, times the ratio of pixel areas (see `psf`):
 
 k ∗ x is band-limited, so that a Kaiser-windowed sinc reads it between pixels. The PSF already holds the data's pixel: larger
 data pixels are not summed once more. The canvas is the output grid with `margin` more pixels on every side, so that light
-from outside the field has a place to come from; beyond the canvas there is none.
+from outside the field has a place to come from, and one more row or column where its sides would be odd, which networks that
+halve images cannot take whole; beyond the canvas there is no light.
 Invariant: the same x explains all bands and exposures that are given together.
 """
 
@@ -42,24 +43,21 @@ WHITE_PART = 0.01  # of the variance of correlated noise: resampled coadds have 
 class Field:
     """What inference needs of one object.
 
-    likelihood: p(y | x), float32, x (1, C, H + 2m, W + 2m) in flux per output pixel. canvas: the grid of x. margin: m.
-    target_fwhm: arcsec. scale: first guess of the rms of x over 64² pixels, in the unit of x. notes: of all bands.
+    likelihood: p(y | x), float32, x (1, C, H′, W′) in flux per output pixel. canvas: the grid of x. grid: the output's, (H, W).
+    margin: m, the output's place in the canvas; H′ and W′ are H + 2m and W + 2m, or one more if these are odd. target_fwhm:
+    arcsec. scale: first guess of the rms of x over 64² pixels, in the unit of x. notes: of all bands.
     """
 
     likelihood: Likelihood
     canvas: SkyGrid
+    grid: SkyGrid
     margin: int
     target_fwhm: float
     scale: float
     notes: tuple[str, ...]
 
-    @property
-    def grid(self) -> SkyGrid:
-        """The output grid: the canvas without its margin."""
-        return self.canvas.padded(-self.margin)
-
     def inner(self, images: Tensor) -> Tensor:
-        """Images (…, H + 2m, W + 2m) of the canvas cut to the output grid (…, H, W)."""
+        """Images (…, H′, W′) of the canvas cut to the output grid (…, H, W)."""
         (height, width), m = self.grid.shape, self.margin
         return images[..., m : m + height, m : m + width]
 
@@ -86,8 +84,9 @@ def build_field(
     Raises: InputError if the bands do not share coordinates, or are sharper than the target.
     """
     grid = output_grid(bands[0].grid, pixel_scale) if grid is None else grid
-    margin = max(margin, -(-(smallest - min(grid.shape)) // 2))
-    canvas = grid.padded(margin)
+    even = grid.even()
+    margin = max(margin, -(-(smallest - min(even.shape)) // 2))
+    canvas = even.padded(margin)
     weights = np.ones((len(bands), 1)) if mixing is None else np.asarray(mixing, dtype=np.float64)
     if weights.shape[0] != len(bands):
         raise InputError(f"mixing has {weights.shape[0]} rows but there are {len(bands)} bands; give one row a band.")
@@ -104,7 +103,7 @@ def build_field(
         for b, r in zip(bands, weights, strict=True)
     ]
     scale = float(np.median(estimates))
-    return Field(likelihood, canvas, margin, float(target_fwhm), scale, tuple(dict.fromkeys(notes)))
+    return Field(likelihood, canvas, grid, margin, float(target_fwhm), scale, tuple(dict.fromkeys(notes)))
 
 
 def band_likelihood(band: Band, canvas: SkyGrid, *, target_fwhm: float, mixing: np.ndarray) -> Observation:

@@ -157,6 +157,10 @@ class SkyGrid:
         moved = {f"CRPIX{k}": float(self.cards.get(f"CRPIX{k}", 0.0)) + margin for k in (1, 2)}
         return replace(self, cards={**self.cards, **moved}, shape=tuple(n + 2 * margin for n in self.shape))
 
+    def even(self) -> SkyGrid:
+        """With one row more above, and one column more to the right, where there is an odd number of them."""
+        return replace(self, shape=tuple(n + n % 2 for n in self.shape))
+
     def affine_to(self, other: SkyGrid, *, tolerance: float = 0.05) -> Affine:
         """Least-squares linear map from pixels of this grid to pixels of `other`, over this grid's footprint.
 

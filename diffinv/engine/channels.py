@@ -162,7 +162,7 @@ def default_margin(bands: Sequence[Band], grid: SkyGrid, card: PriorCard) -> int
     if not (dark and inside):
         margin = max(margin, *(math.ceil(band.psf.fwhm * band.grid.pixel_scale / grid.pixel_scale) for band in bands))
     wider = range(margin, margin + card.stride)
-    return next((m for m in wider if card.sees([n + 2 * m for n in grid.shape])), margin)
+    return next((m for m in wider if card.sees([n + 2 * m for n in grid.even().shape])), margin)
 
 
 def _overhang(native: SkyGrid, grid: SkyGrid) -> int:

@@ -12,7 +12,7 @@ import torch
 from diffinv.core.checks import ConfigError
 from diffinv.data.catalog import find_objects, object_name
 from diffinv.data.fits import Plane, encode_fits
-from diffinv.data.forward import Field
+from diffinv.data.forward import Field, build_field
 from diffinv.data.grids import SkyGrid, output_grid
 from diffinv.data.layouts import InputOptions
 from diffinv.data.observation import SkyObservation, read_observation
@@ -30,7 +30,7 @@ from diffinv.likelihood import Likelihood
 from diffinv.priors.store import Prior, load_prior
 from diffinv.samplers.ode import Euler, Heun
 from diffinv.schedules import Karras
-from tests.bands import checked_band
+from tests.bands import checked_band, source
 from tests.small import blob, card, write_prior
 
 DITHER = 5  # native pixels
@@ -97,8 +97,20 @@ def test_the_margin_is_for_large_fields_and_for_light_at_the_edges(size: float, 
     assert default_margin([band], output_grid(band.grid, 0.1), replace(prior, size=96)) == (7 if size == 8 else 0)
 
 
+def test_an_odd_field_is_seen_in_one_pass() -> None:
+    """67 pixels and a margin of 6 make 80 with one row more, not 79."""
+    image = source(shape=(67, 67))
+    band = checked_band(image=image, variance=np.ones_like(image))
+    prior = replace(card(), size=64, widths=(8, 8, 8), pixel_scale=0.2)
+    margin = default_margin([band], output_grid(band.grid, 0.2), prior)
+    field = build_field([band], pixel_scale=0.2, target_fwhm=0.4, margin=margin)
+    assert field.canvas.shape == (80, 80)
+    assert prior.sees(field.canvas.shape)
+
+
 def field(fwhm: float) -> Field:
-    return Field(Likelihood, SkyGrid.linear((64, 64), 0.1), 0, fwhm, 1.0, ())
+    grid = SkyGrid.linear((64, 64), 0.1)
+    return Field(Likelihood, grid, grid, 0, fwhm, 1.0, ())
 
 
 @pytest.mark.parametrize("target", [0.2001, 0.21, 0.23, 0.4, 0.8])

@@ -95,6 +95,17 @@ def test_mixed_channels_and_small_fields() -> None:
         build_field(bands, pixel_scale=0.1, target_fwhm=0.2, margin=0, mixing=np.ones((3, 1)))
 
 
+def test_the_canvas_of_an_odd_field_is_even() -> None:
+    """A row and a column more at the upper end, so that 51² pixels are one field of a prior of 64²; the output stays as it is."""
+    (band,) = check_bands([raw_band(image=source(shape=(51, 53)), variance=np.ones((51, 53)))], InputOptions())
+    field = build_field([band], pixel_scale=0.2, target_fwhm=0.4, margin=0, smallest=64)
+    assert (field.canvas.shape, field.grid.shape, field.margin) == ((64, 66), (51, 53), 6)
+    x = _point(field.canvas.shape, 6 + 20, 6 + 30)
+    for image in (field.inner(x), field.likelihood.operator(x)):
+        assert image.shape[-2:] == (51, 53)
+        assert np.unravel_index(int(image.argmax()), (51, 53)) == (20, 30)
+
+
 def test_masked_nan_pixels_leave_likelihoods_finite() -> None:
     image = source()
     image[3, 4] = np.nan
